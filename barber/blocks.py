@@ -1,0 +1,189 @@
+"""A decoder layer cut open at its two residual branches, the blocks: self-attention and MLP.
+
+A block can be run by itself on captured inputs, with dense or sparse weights and with gradients. What lies around the
+blocks (norms, residuals, their order) is left to the layer's own forward: it runs with the blocks' modules answering
+from outputs that are known already, which costs next to nothing and holds for every family.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from barber.tensors import Tensor, to_float32
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A prunable linear: nn.Linear, or GPT-2's Conv1D, whose weight is stored transposed."""
+
+    name: str
+    module: nn.Linear | Conv1D
+
+    @property
+    def weight_OI(self) -> Tensor:
+        """The weight, a view of the module's own."""
+        weight = self.module.weight.data
+        return weight.T if isinstance(self.module, Conv1D) else weight
+
+    def assign(self, weight_OI: Tensor) -> None:
+        """Let the module use this tensor as its weight; nothing is copied."""
+        self.module.weight.data = weight_OI.T if isinstance(self.module, Conv1D) else weight_OI
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a module's call; `x` is the hidden state, whether it came by position or by name."""
+
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+        if args:
+            return cls(args[0], args[1:], kwargs)
+        return cls(kwargs["hidden_states"], (), {k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+    def on(self, module: nn.Module) -> Any:
+        return module(self.x, *self.args, **self.kwargs)
+
+
+@dataclass
+class Block:
+    """One residual branch of a decoder layer: a chain of modules, nearly always a chain of one."""
+
+    name: str
+    modules: list[nn.Module]
+    linears: list[Linear]
+    # How many more values the last module returns beside the output (attention weights), once it has run.
+    _extras: int | None = field(default=None, repr=False)
+
+    def run(self, call: Call) -> Tensor:
+        """The block's output on captured inputs, with the weights its linears have now."""
+        y = call.on(self.modules[0])
+        for module in self.modules[1:]:
+            y = module(y)
+        return _first(y)
+
+    @contextmanager
+    def recorded(self) -> Iterator[dict[str, Any]]:
+        """While the layer runs, note the block's call and its output."""
+        record: dict[str, Any] = {}
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            record["call"] = Call.of(args, kwargs)
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            record["output"] = _first(output)
+            self._extras = len(output) - 1 if isinstance(output, tuple) else None
+
+        entry = self.modules[0].register_forward_pre_hook(enter, with_kwargs=True)
+        exit_ = self.modules[-1].register_forward_hook(leave)
+        try:
+            yield record
+        finally:
+            entry.remove()
+            exit_.remove()
+
+    @contextmanager
+    def answering(self, output: Tensor | None) -> Iterator[None]:
+        """While the layer runs, don't compute the block: answer `output`, or zeros where it is not known yet."""
+
+        def pass_on(*args: Any, **kwargs: Any) -> Tensor:
+            return Call.of(args, kwargs).x
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            if output is None:
+                return torch.zeros_like(pass_on(*args, **kwargs))
+            return output if self._extras is None else (output, *[None] * self._extras)
+
+        with ExitStack() as stack:
+            for module in self.modules[:-1]:
+                stack.enter_context(replaced_forward(module, pass_on))
+            stack.enter_context(replaced_forward(self.modules[-1], answer))
+            yield
+
+
+@dataclass
+class Layer:
+    """A decoder layer and its blocks, in the order in which the layer runs them."""
+
+    name: str
+    module: nn.Module
+    blocks: list[Block]
+
+    @property
+    def linears(self) -> list[Linear]:
+        return [linear for block in self.blocks for linear in block.linears]
+
+    def run(self, call: Call) -> Tensor:
+        """The layer's output."""
+        return _first(call.on(self.module))
+
+    def run_block(self, index: int, call: Call, done: list[Tensor]) -> tuple[Call, Tensor]:
+        """Run the layer as far as block `index`, given the outputs of the blocks before it.
+
+        Returns the block's call and its output with the present weights.
+        """
+        with ExitStack() as stack:
+            for block, output in zip(self.blocks[:index], done, strict=True):
+                stack.enter_context(block.answering(output))
+            record = stack.enter_context(self.blocks[index].recorded())
+            for block in self.blocks[index + 1 :]:
+                stack.enter_context(block.answering(None))
+            self.run(call)
+        return record["call"], record["output"]
+
+    def finish(self, call: Call, done: list[Tensor]) -> Tensor:
+        """The layer's output, given the outputs of all its blocks."""
+        with ExitStack() as stack:
+            for block, output in zip(self.blocks, done, strict=True):
+                stack.enter_context(block.answering(output))
+            return self.run(call)
+
+    @contextmanager
+    def at_work(self, device: torch.device) -> Iterator[None]:
+        """The layer on `device` in float32, without autograd for its weights.
+
+        On the way out the linears' weights are stored where they came from, in the model's dtype, and all else is put
+        back as it was; after an error the layer is left untouched.
+        """
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        stored = [tensor.data for tensor in tensors]
+        wanted_gradient = [tensor.requires_grad for tensor in tensors]
+        weights = {id(linear.module.weight) for linear in self.linears}
+        try:
+            for tensor in tensors:
+                tensor.requires_grad_(False)
+                tensor.data = to_float32(tensor.data, device)
+            yield
+            for tensor, original in zip(tensors, stored, strict=True):
+                if id(tensor) in weights and tensor.data is not original:
+                    original.copy_(tensor.data)
+        finally:
+            for tensor, original, wanted in zip(tensors, stored, wanted_gradient, strict=True):
+                tensor.data = original
+                tensor.requires_grad_(wanted)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Let a module answer with another forward inside this context."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output

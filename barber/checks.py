@@ -1,0 +1,87 @@
+"""What can be checked before any weight is read: do model, calibration set, pattern and methods fit together?"""
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from barber.decoder import Decoder
+from barber.errors import UserError
+from barber.patterns import NM, Pattern
+from barber.pruners import Pruner, SparseGPT
+from barber.rebuild import Barber
+from barber.tensors import Tensor
+
+
+def check_methods(pattern: Pattern, pruner: Pruner | None, rebuild: Barber | None) -> None:
+    """Refuse combinations of methods that mean nothing.
+
+    Raises:
+        UserError: rebuilding without an initial mask, or methods that the pattern does not allow.
+    """
+    if rebuild is not None and pruner is None:
+        raise UserError("rebuild: there is no mask to rebuild without a pruner; choose one, or rebuild=none")
+    if rebuild is not None:
+        try:
+            rebuild.check(pattern)
+        except UserError as error:
+            raise UserError(f"rebuild.{error}") from error
+    if isinstance(pruner, SparseGPT) and isinstance(pattern, NM) and pruner.block_size % pattern.m:
+        raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
+
+
+def check_architecture(model: PreTrainedModel, pattern: Pattern) -> None:
+    """Refuse a model that the pattern does not fit; a model on the meta device will do.
+
+    Raises:
+        UserError: an unsupported model type, or a linear whose inputs m does not divide.
+    """
+    linears = Decoder(model).linears
+    if not linears:
+        raise UserError(f"model: {type(model).__name__} has no prunable linear")
+    if isinstance(pattern, NM):
+        for linear in linears:
+            inputs = linear.weight_OI.shape[1]
+            if inputs % pattern.m:
+                raise UserError(
+                    f"pattern.m must divide the inputs of every linear; {linear.name} has {inputs}, "
+                    f"which {pattern.m} does not divide"
+                )
+
+
+def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str) -> None:
+    """Refuse token ids that the model has no embedding for, and samples longer than its positions.
+
+    Args:
+        key: the config key of the tokens, for the message.
+
+    Raises:
+        UserError: an id outside the vocabulary, or too many tokens in a sample.
+    """
+    vocabulary = config.get_text_config().vocab_size
+    low, high = int(tokens_NL.min()), int(tokens_NL.max())
+    if low < 0 or high >= vocabulary:
+        wrong = low if low < 0 else high
+        raise UserError(f"{key} holds token id {wrong}, but the model's vocabulary has the ids 0 to {vocabulary - 1}")
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and tokens_NL.shape[1] > positions:
+        raise UserError(
+            f"{key} has samples of {tokens_NL.shape[1]} tokens, but the model has positions for {positions}"
+        )
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one; anything else is taken at its word.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"must be auto, cpu, cuda or cuda:INDEX, not {device!r}", field="device") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"is {device}, but there is no CUDA device here; use device=auto or device=cpu", field="device")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"is {device}, but there are {torch.cuda.device_count()} CUDA devices here", field="device")
+    return resolved

@@ -1,0 +1,116 @@
+"""The decoder layers of a causal language model, and what the model feeds them."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from barber.blocks import Block, Call, Layer, Linear, replaced_forward
+from barber.families import Family, family_of
+from barber.tensors import Tensor, batches, to_float32
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What the first decoder layer is fed, and the other arguments of every layer's call.
+
+    Args:
+        hidden_NLD: the embedded tokens of all samples, float32.
+        calls: for every layer, its arguments by batch size; masks and positions differ by layer in some families
+            (sliding and full attention) and by batch size in others.
+    """
+
+    hidden_NLD: Tensor
+    calls: list[dict[int, Call]]
+
+    def call(self, layer: int, hidden_BLD: Tensor) -> Call:
+        """The call of a layer on a batch of hidden states."""
+        recorded = self.calls[layer][len(hidden_BLD)]
+        return Call(hidden_BLD, recorded.args, recorded.kwargs)
+
+
+class Decoder:
+    """The decoder layers of a model.
+
+    Raises:
+        UserError: a model type without a family.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        family = family_of(model.config)
+        modules: nn.ModuleList = attrgetter(family.layers)(model)
+        self.model = model
+        self.layers = [_open(module, f"{family.layers}.{i}", family) for i, module in enumerate(modules)]
+
+    @property
+    def linears(self) -> list[Linear]:
+        """Every prunable linear, in the order of the walk."""
+        return [linear for layer in self.layers for linear in layer.linears]
+
+    def inputs(self, tokens_NL: Tensor, batch_size: int, device: torch.device) -> LayerInputs:
+        """Embed the tokens and record every layer's call.
+
+        The model's own forward runs with decoder layers that hand their input on, so this costs no more than the
+        embedding. Calls are recorded for the full and the last, smaller batch.
+        """
+        calls: list[dict[int, Call]] = [{} for _ in self.layers]
+        hidden: list[Tensor] = []
+        for batch in batches(len(tokens_NL), batch_size):
+            seen = self._embed(tokens_NL[batch])
+            hidden.append(to_float32(seen[0].x, device))
+            for by_size, call in zip(calls, seen, strict=True):
+                if len(hidden[-1]) not in by_size:
+                    by_size[len(hidden[-1])] = call
+        moved: dict[int, Any] = {}  # masks and positions are shared between layers: one copy each
+        for by_size in calls:
+            for size, call in by_size.items():
+                kwargs = {}
+                for key, value in call.kwargs.items():
+                    if id(value) not in moved:
+                        moved[id(value)] = (to_float32(value, device), value)
+                    kwargs[key] = moved[id(value)][0]
+                by_size[size] = Call(call.x.new_empty(0), to_float32(call.args, device), kwargs)
+        return LayerInputs(torch.cat(hidden), calls)
+
+    @torch.no_grad()
+    def _embed(self, tokens_BL: Tensor) -> list[Call]:
+        """The call of every layer on a batch, with the hidden state of the first in all of them."""
+        seen: list[Call] = []
+
+        def note(*args: Any, **kwargs: Any) -> Tensor:
+            seen.append(Call.of(args, kwargs))
+            return seen[-1].x
+
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(replaced_forward(layer.module, note))
+            device = self.model.get_input_embeddings().weight.device
+            self.model.base_model(input_ids=tokens_BL.to(device), use_cache=False)
+        return seen
+
+
+def _open(module: nn.Module, name: str, family: Family) -> Layer:
+    return Layer(
+        name,
+        module,
+        [
+            _block(module, name, "attention", family.attention),
+            _block(module, name, "mlp", family.mlp),
+        ],
+    )
+
+
+def _block(layer: nn.Module, layer_name: str, name: str, chain: tuple[str, ...]) -> Block:
+    modules = [attrgetter(path)(layer) for path in chain]
+    linears = [
+        Linear(".".join(part for part in (layer_name, path, inner) if part), module)
+        for path, root in zip(chain, modules, strict=True)
+        for inner, module in root.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+    return Block(name, modules, linears)

@@ -1,0 +1,92 @@
+"""What a run leaves of the pruned model: a Hugging Face folder, or the masks alone."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from barber.tensors import Tensor
+from barber.walk import LinearResult
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """The pruned model with its tokenizer and a model card, as safetensors, in `model/` of the run folder."""
+
+    def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, card: str, out: Path) -> Path:
+        """Write the folder, whole or not at all; returns it."""
+        folder = out / "model"
+
+        def write(unfinished: Path) -> None:
+            model.save_pretrained(unfinished)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(unfinished)
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+
+        _write_whole(folder, write)
+        return folder
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """The masks alone, in `masks.safetensors` of the run folder: `initial.NAME` and `final.NAME` of every linear.
+
+    Each holds the pruned bits (1 = pruned) of the flattened weight (O, I), packed big-endian as numpy.packbits does.
+    """
+
+    def collect(self, masks: dict[str, Tensor], linear: LinearResult) -> None:
+        """Take in the masks of a linear."""
+        for stage in ("initial", "final"):
+            mask_OI: Tensor = getattr(linear, stage).mask_OI
+            masks[f"{stage}.{linear.name}"] = torch.from_numpy(np.packbits(mask_OI.cpu().numpy()))
+
+    def save(self, masks: dict[str, Tensor], out: Path) -> Path:
+        """Write the file, whole or not at all; returns it."""
+        path = out / "masks.safetensors"
+        unfinished = out / ".masks.safetensors.unfinished"
+        save_file(masks, unfinished)
+        unfinished.rename(path)
+        return path
+
+
+def model_card(name: str, config_yaml: str, pattern: str, sparsity: float, zeros: int, weights: int, base: str) -> str:
+    """The README.md of a pruned model: what it is, how it was made, and the exact config."""
+    return f"""---
+library_name: transformers
+tags:
+- pruning
+- sparsity
+- llm-barber
+---
+
+# {name}
+
+{base} with {pattern} sparsity: {zeros:,} of the {weights:,} weights in the decoder layers' linears are exactly zero
+({sparsity:.2%}). Embeddings, norms, biases and the language-model head are dense.
+
+Pruned in one shot, without retraining, with [LLM-Barber](https://arxiv.org/abs/2408.10631). The zeros are stored like
+other weights: the folder is as large and as fast as the dense model's unless a sparse kernel is used.
+
+## Config
+
+```yaml
+{config_yaml.rstrip()}
+```
+"""
+
+
+def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unfinished-"))
+    unfinished.chmod(0o755)  # mkdtemp gives it to the owner alone
+    try:
+        write(unfinished)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -1,0 +1,5 @@
+"""GPT-NeoX and Pythia: attention and MLP in parallel, each from a norm of its own."""
+
+from barber.families import Family
+
+FAMILY = Family(layers="gpt_neox.layers", attention=("attention",), mlp=("mlp",))

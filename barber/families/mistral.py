@@ -1,0 +1,3 @@
+"""Mistral: LLaMA with sliding-window attention."""
+
+from barber.families.llama import FAMILY as FAMILY

@@ -1,0 +1,230 @@
+"""Where models come from: the hub, a local folder, a package, or a random tiny one.
+
+Every source gives its config first, which is cheap, so that a run is checked before any weight is read.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from barber.errors import UserError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ModelSource(Protocol):
+    """A model that can be loaded; nothing is read before it is asked for."""
+
+    def config(self) -> PreTrainedConfig:
+        """The architecture, without any weight."""
+        ...
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, or None where the model has none."""
+        ...
+
+    def load(self) -> PreTrainedModel:
+        """The model on the CPU, in evaluation mode."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model of the Hugging Face hub or in a local folder; safetensors only.
+
+    Args:
+        path: hub id ("huggyllama/llama-7b") or folder. With `local`, a folder and nothing else.
+        local: look nowhere but in the folder.
+        revision: branch, tag or commit of the hub repository.
+        dtype: dtype of the weights; `auto` is the checkpoint's own.
+        trust_remote_code: run the repository's own Python code.
+    """
+
+    path: str
+    local: bool = False
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    trust_remote_code: bool = False
+
+    def config(self) -> PreTrainedConfig:
+        if self.local:
+            self._check_folder()
+        try:
+            config = AutoConfig.from_pretrained(self.path, **self._where())
+        except (OSError, ValueError) as error:
+            raise UserError(self._cannot("config", error), field="path") from error
+        assert isinstance(config, PreTrainedConfig)
+        return config
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        if self.local and not any((Path(self.path) / name).exists() for name in _TOKENIZER_FILES):
+            return None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._where())
+        except (OSError, ValueError) as error:
+            raise UserError(self._cannot("tokenizer", error), field="path") from error
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return tokenizer
+
+    def load(self) -> PreTrainedModel:
+        dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.path, dtype=dtype, use_safetensors=True, **self._where()
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(self._cannot("weights", error), field="path") from error
+        assert isinstance(model, PreTrainedModel)
+        return model.eval()
+
+    def _where(self) -> dict[str, Any]:
+        where: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.local:
+            return where | {"local_files_only": True}
+        return where | ({"revision": self.revision} if self.revision else {})
+
+    def _check_folder(self) -> None:
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise UserError(f"must be a folder with a Hugging Face model; {folder} is not there", field="path")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"must be a folder with a Hugging Face model; {folder} has no config.json", field="path")
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(f"must hold the weights as safetensors; {folder} has no such file", field="path")
+
+    def _cannot(self, what: str, error: Exception) -> str:
+        reason = " ".join(str(error).split())
+        if self.local:
+            return f"must be a folder with a Hugging Face model; the {what} in {self.path} cannot be read: {reason}"
+        return (
+            f"{self.path}: the {what} cannot be fetched from the hub; check the name and the network, or download the "
+            f"model elsewhere and use model=local model.path=FOLDER ({reason})"
+        )
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A GGUF model inside an installed Python package, converted once and kept as a Hugging Face folder.
+
+    The conversion takes half a minute; its result goes to `BARBER_CACHE`, by default ~/.cache/barber.
+
+    Args:
+        package: name of the Python package.
+        file: the GGUF file in it.
+        install: the command that installs the package, for the error message.
+    """
+
+    package: str
+    file: str
+    install: str
+
+    def config(self) -> PreTrainedConfig:
+        return self._folder().config()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return self._folder().tokenizer()
+
+    def load(self) -> PreTrainedModel:
+        return self._folder().load()
+
+    def _folder(self) -> Pretrained:
+        spec = find_spec(self.package)
+        places = (spec.submodule_search_locations if spec else None) or []
+        gguf = next((path for place in places if (path := Path(place) / self.file).is_file()), None)
+        if gguf is None:
+            raise UserError(f"needs the Python package {self.package}, install it with: {self.install}", field="package")
+        folder = cache_folder() / "models" / f"{gguf.stem}-{gguf.stat().st_size}"
+        if not folder.exists():
+            _convert_gguf(gguf, folder)
+        return Pretrained(str(folder), local=True)
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """A model with random weights and a tokenizer of single bytes, for tests and for trying a configuration.
+
+    Args:
+        model_type: the Hugging Face model type.
+        settings: entries of its config; the vocabulary has at least 256 entries, one a byte.
+        seed: of the weights.
+    """
+
+    model_type: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def config(self) -> PreTrainedConfig:
+        try:
+            return AutoConfig.for_model(self.model_type, **self.settings)
+        except ValueError as error:
+            raise UserError(f"must be a Hugging Face model type, not {self.model_type!r}", field="model_type") from error
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+    def load(self) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = AutoModelForCausalLM.from_config(self.config())
+        assert isinstance(model, PreTrainedModel)
+        return model.eval()
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `BARBER_CACHE`, by default `barber` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "barber"
+    return Path(os.environ.get("BARBER_CACHE") or default)
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config with every weight on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into a Hugging Face folder, which appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.unfinished-"))
+    try:
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        model.hf_quantizer = None  # the weights are plain floats now; with it save_pretrained refuses
+        del model.config.quantization_config
+        model.config._name_or_path = gguf.stem
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,35 @@
+"""What a method for the initial mask is, and what it returns."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from barber.patterns import Pattern
+from barber.statistics import InputStatistic
+from barber.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned linear: its mask (True = pruned) and its weight, zero where pruned; both (O, I)."""
+
+    mask_OI: Tensor
+    weight_OI: Tensor
+
+    @classmethod
+    def masking(cls, weight_OI: Tensor, mask_OI: Tensor) -> "Pruned":
+        """The weight with the mask applied and nothing else changed."""
+        return cls(mask_OI, weight_OI.masked_fill(mask_OI, 0))
+
+
+class Pruner(Protocol):
+    """A method for the initial mask. `statistic` is what it needs of every linear's inputs; None: no data at all."""
+
+    statistic: ClassVar[type[InputStatistic] | None]
+
+    def prepare(self, statistic: InputStatistic) -> Any:
+        """What `prune` needs of a statistic; done once for all linears that share their input."""
+        ...
+
+    def prune(self, weight_OI: Tensor, prepared: Any, pattern: Pattern) -> Pruned:
+        """Prune one linear, given its dense weight in float32 and what `prepare` made of its inputs' statistic."""
+        ...

@@ -1,0 +1,22 @@
+"""Magnitude pruning: the smallest weights go. It needs no data."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from barber.patterns import Pattern
+from barber.pruners.base import Pruned
+from barber.statistics import InputStatistic
+from barber.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Score |W|, compared over a whole linear, or inside the cells of an N:M pattern."""
+
+    statistic: ClassVar[type[InputStatistic] | None] = None
+
+    def prepare(self, statistic: InputStatistic) -> None:
+        return None
+
+    def prune(self, weight_OI: Tensor, prepared: None, pattern: Pattern) -> Pruned:
+        return Pruned.masking(weight_OI, pattern.prune_whole(weight_OI.abs()))

@@ -1,0 +1,98 @@
+"""SparseGPT: prune column by column, spreading each column's error over those to its right.
+
+Frantar and Alistarh, arXiv 2301.00774, algorithm 1. All in float32.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from barber.errors import NumericsError, UserError
+from barber.masks import lowest
+from barber.patterns import NM, Pattern
+from barber.pruners.base import Pruned
+from barber.statistics import Hessian, InputStatistic
+from barber.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """Optimal-brain-surgeon pruning with lazy updates of the kept weights; the weights change.
+
+    Args:
+        damping: added to the Hessian's diagonal, as a share of the diagonal's mean.
+        block_size: columns that are pruned together before their error is spread over the rest.
+    """
+
+    damping: float = 0.01
+    block_size: int = 128
+
+    statistic: ClassVar[type[InputStatistic] | None] = Hessian
+
+    def __post_init__(self) -> None:
+        if not self.damping >= 0:
+            raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+        if self.block_size < 1:
+            raise UserError(f"must be at least 1, not {self.block_size}", field="block_size")
+
+    def prepare(self, statistic: InputStatistic) -> tuple[Tensor, Tensor]:
+        """The inputs that are always zero (I,), and the upper Cholesky factor of the inverse damped Hessian (I, I).
+
+        Raises:
+            NumericsError: the Hessian cannot be inverted.
+        """
+        hessian_II = statistic.value()
+        diagonal_I = hessian_II.diagonal()
+        dead_I = diagonal_I == 0
+        diagonal_I[dead_I] = 1
+        diagonal_I.add_(self.damping * diagonal_I.mean())
+        factor_II, failed = torch.linalg.cholesky_ex(hessian_II)
+        if not failed:
+            factor_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor_II), upper=True)
+        if failed:
+            raise NumericsError(
+                f"the Hessian of the inputs is not positive definite with pruner.damping={self.damping}; "
+                "use more calibration tokens or a larger pruner.damping"
+            )
+        return dead_I, factor_II
+
+    def prune(self, weight_OI: Tensor, prepared: tuple[Tensor, Tensor], pattern: Pattern) -> Pruned:
+        dead_I, inverse_II = prepared
+        weight_OI = weight_OI.masked_fill(dead_I, 0)
+        mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool)
+        for start in range(0, weight_OI.shape[1], self.block_size):
+            columns = slice(start, start + self.block_size)
+            weight_OI[:, columns], mask_OI[:, columns], error_OM = _prune_columns(
+                weight_OI[:, columns], inverse_II[columns, columns], pattern, start
+            )
+            weight_OI[:, columns.stop :] -= error_OM @ inverse_II[columns, columns.stop :]
+        return Pruned(mask_OI, weight_OI)
+
+
+def _prune_columns(
+    weight_OM: Tensor, inverse_MM: Tensor, pattern: Pattern, start: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prune a block of columns, the first of which is column `start` of the linear.
+
+    Returns the weight and the mask of the block and the errors to be spread over the columns right of it; (O, M) each.
+    """
+    weight_OM = weight_OM.clone()
+    error_OM = torch.zeros_like(weight_OM)
+    diagonal_M = inverse_MM.diagonal()
+    if isinstance(pattern, NM):
+        mask_OM = torch.zeros_like(weight_OM, dtype=torch.bool)
+    else:
+        mask_OM = pattern.prune_whole(weight_OM.square() / diagonal_M.square())
+
+    for j in range(weight_OM.shape[1]):
+        if isinstance(pattern, NM) and (start + j) % pattern.m == 0:
+            cell = slice(j, j + pattern.m)
+            score_OM = weight_OM[:, cell].square() / diagonal_M[cell].square()
+            mask_OM[:, cell] = lowest(score_OM, pattern.m - pattern.n)
+        column_O = weight_OM[:, j]
+        error_O = torch.where(mask_OM[:, j], column_O, 0) / diagonal_M[j]
+        weight_OM[:, j] = column_O.masked_fill(mask_OM[:, j], 0)
+        weight_OM[:, j + 1 :] -= error_O[:, None] * inverse_MM[j, j + 1 :]
+        error_OM[:, j] = error_O
+    return weight_OM, mask_OM, error_OM

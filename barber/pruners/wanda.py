@@ -1,0 +1,23 @@
+"""Wanda: weights times the norm of their inputs (Sun et al., arXiv 2306.11695)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from barber.patterns import Pattern
+from barber.pruners.base import Pruned
+from barber.statistics import InputStatistic, SecondMoment
+from barber.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """Score |W| * sqrt(m), m the inputs' second moment; compared in every output row, or in N:M cells (eq. 1)."""
+
+    statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
+
+    def prepare(self, statistic: InputStatistic) -> Tensor:
+        """The norm of every input: (I,)."""
+        return statistic.value().sqrt()
+
+    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern) -> Pruned:
+        return Pruned.masking(weight_OI, pattern.prune_rows(weight_OI.abs() * prepared))

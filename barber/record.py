@@ -1,0 +1,93 @@
+"""The record of a run: everything that is needed to trust its figures, as JSON, written atomically."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+FILE = "record.json"
+_PACKAGES = ("llm-barber", "torch", "transformers", "tokenizers", "safetensors", "hydra-core", "numpy")
+
+
+@dataclass
+class RunRecord:
+    """What a run was told to do, what it ran on, and what came out.
+
+    `status` is `started` from the beginning, and `success` or `failed` at the end; a record that says `started` long
+    after is that of a run that was killed.
+    """
+
+    config: dict[str, Any]
+    overrides: list[str]
+    status: Literal["started", "success", "failed"] = "started"
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    finished: str | None = None
+    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+    git: dict[str, Any] | None = field(default_factory=lambda: git_revision())
+    machine: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, int | None] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    sparsity: dict[str, Any] | None = None
+    linears: dict[str, dict[str, int]] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    walk_seconds: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+    traceback: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write record.json, whole or not at all."""
+        unfinished = folder / f".{FILE}.unfinished"
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=2, allow_nan=True)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(folder / FILE)
+
+    def finish(self, status: Literal["success", "failed"], folder: Path) -> None:
+        """Close the record."""
+        self.status = status
+        self.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write(folder)
+
+
+def holds_finished_run(folder: Path) -> bool:
+    """Whether the folder has the record of a run that succeeded."""
+    try:
+        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("status") == "success"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Commit of this code and whether files differ from it; None where it is not in a git checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):  # installed into somebody else's repository
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

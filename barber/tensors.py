@@ -1,0 +1,36 @@
+"""Shape legend. A tensor's name ends in its shape, one capital letter an axis (`x_BLD`, `weight_OI`).
+
+    N  samples of the calibration set      B  samples of a batch
+    L  tokens of a sample                  D  hidden size
+    I  inputs of a linear                  O  outputs of a linear
+    G  groups of competing weights         M  members of a group
+    C  cells of an N:M pattern (with M members each)
+    V  vocabulary                          T  tokens of a text
+
+Masks are `pruned_*`: bool, True where the weight is zeroed. Scores are float32; a higher score is more worth keeping.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Tensor", "batches", "to_float32"]
+
+
+def batches(num_samples: int, batch_size: int) -> Iterator[slice]:
+    """Slices of at most `batch_size` samples that cover `num_samples` in order."""
+    for start in range(0, num_samples, batch_size):
+        yield slice(start, min(start + batch_size, num_samples))
+
+
+def to_float32(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor in it (nested in tuples, lists, dicts) on `device`, floating ones in float32."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32) if value.is_floating_point() else value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(to_float32(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: to_float32(item, device) for key, item in value.items()}
+    return value
