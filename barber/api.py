@@ -145,7 +145,7 @@ def fitting_batch_size(config: PreTrainedConfig, seqlen: int, device: torch.devi
         free, most_tokens = torch.cuda.mem_get_info(device)[0], 32768
     else:
         free, most_tokens = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), 4096
-    return max(1, min(free // 10 // bytes_per_sample, most_tokens // seqlen))
+    return max(1, min(int(free) // 10 // int(bytes_per_sample), most_tokens // seqlen))
 
 
 def _has(config: PreTrainedConfig, key: str) -> bool:

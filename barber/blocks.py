@@ -68,7 +68,7 @@ class Block:
         y = call.on(self.modules[0])
         for module in self.modules[1:]:
             y = module(y)
-        return _first(y)
+        return main_output(y)
 
     @contextmanager
     def recorded(self) -> Iterator[dict[str, Any]]:
@@ -79,7 +79,7 @@ class Block:
             record["call"] = Call.of(args, kwargs)
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
-            record["output"] = _first(output)
+            record["output"] = main_output(output)
             self._extras = len(output) - 1 if isinstance(output, tuple) else None
 
         entry = self.modules[0].register_forward_pre_hook(enter, with_kwargs=True)
@@ -123,7 +123,7 @@ class Layer:
 
     def run(self, call: Call) -> Tensor:
         """The layer's output."""
-        return _first(call.on(self.module))
+        return main_output(call.on(self.module))
 
     def run_block(self, index: int, call: Call, done: list[Tensor]) -> tuple[Call, Tensor]:
         """Run the layer as far as block `index`, given the outputs of the blocks before it.
@@ -185,5 +185,8 @@ def replaced_forward(module: nn.Module, forward: Any) -> Iterator[None]:
             module.__dict__["forward"] = before
 
 
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output
+def main_output(output: Any) -> Tensor:
+    """What a module returned first; attention weights and the like may follow."""
+    first = output[0] if isinstance(output, tuple) else output
+    assert isinstance(first, Tensor)
+    return first

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from barber.errors import UserError
 from barber.tensors import Tensor
-from barber.texts import Text, read_token_file
+from barber.texts import OfflineText, Text, TextFiles, read_token_file
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,13 @@ class TokenSamples:
         if self.nsamples is not None and self.nsamples > shape[0]:
             raise UserError(f"must be at most {shape[0]}, the samples of {self.path}", field="nsamples")
         return CalibrationSet(tokens_NL[: self.nsamples], f"token ids of {self.path}")
+
+
+def offline(nsamples: int = 128, seqlen: int = 2048, seed: int = 0) -> TextWindows:
+    """Windows of the Wikipedia articles that need no download."""
+    return TextWindows(OfflineText("calibration"), nsamples, seqlen, seed)
+
+
+def text(path: str, nsamples: int = 128, seqlen: int = 2048, seed: int = 0) -> TextWindows:
+    """Windows of the user's own text files."""
+    return TextWindows(TextFiles(path), nsamples, seqlen, seed)

@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from barber.decoder import Decoder
-from barber.errors import UserError
+from barber.errors import UserError, within
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruner, SparseGPT
 from barber.rebuild import Barber
@@ -20,10 +20,8 @@ def check_methods(pattern: Pattern, pruner: Pruner | None, rebuild: Barber | Non
     if rebuild is not None and pruner is None:
         raise UserError("rebuild: there is no mask to rebuild without a pruner; choose one, or rebuild=none")
     if rebuild is not None:
-        try:
+        with within("rebuild"):
             rebuild.check(pattern)
-        except UserError as error:
-            raise UserError(f"rebuild.{error}") from error
     if isinstance(pruner, SparseGPT) and isinstance(pattern, NM) and pruner.block_size % pattern.m:
         raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
 

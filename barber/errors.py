@@ -1,5 +1,8 @@
 """What can go wrong, by whose fault it is; each error is one sentence that says what would be right."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BarberError(Exception):
     """An error that the command line prints as one sentence, without a traceback."""
@@ -10,16 +13,27 @@ class BarberError(Exception):
 class UserError(BarberError, ValueError):
     """A mistake in the configuration or the input data: what is wrong, where, and what would be right.
 
-    `field` names the component's field at fault; the message then reads on from it ("must be ..."), so that the
-    command line can put the full config key in front of it.
+    `field` names the component's field at fault; the sentence begins with it and reads on ("must be ...").
     """
 
     exit_code = 2
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(f"{field} {message}" if field else message)
+        self.message = message
         self.field = field
 
 
 class NumericsError(BarberError):
     """NaN or infinite activations, losses or scores: the run stops, naming the layer and the linear."""
+
+
+@contextmanager
+def within(key: str) -> Iterator[None]:
+    """Put a config key in front of the field that a UserError names: the component knows only its own fields."""
+    try:
+        yield
+    except UserError as error:
+        if error.field is None:
+            raise
+        raise UserError(error.message, field=f"{key}.{error.field}") from error

@@ -1,10 +1,12 @@
 """What a run leaves of the pruned model: a Hugging Face folder, or the masks alone."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,11 +53,12 @@ class MaskFile:
         path = out / "masks.safetensors"
         unfinished = out / ".masks.safetensors.unfinished"
         save_file(masks, unfinished)
+        unfinished.chmod(0o666 & ~_umask())
         unfinished.rename(path)
         return path
 
 
-def model_card(name: str, config_yaml: str, pattern: str, sparsity: float, zeros: int, weights: int, base: str) -> str:
+def model_card(name: str, base: str, pattern: str, sparsity: dict[str, Any], config_yaml: str) -> str:
     """The README.md of a pruned model: what it is, how it was made, and the exact config."""
     return f"""---
 library_name: transformers
@@ -67,11 +70,12 @@ tags:
 
 # {name}
 
-{base} with {pattern} sparsity: {zeros:,} of the {weights:,} weights in the decoder layers' linears are exactly zero
-({sparsity:.2%}). Embeddings, norms, biases and the language-model head are dense.
+{base}, pruned to {pattern} sparsity: {sparsity["zeros"]:,} of the {sparsity["weights"]:,} weights in the linears of
+its decoder layers are exactly zero ({sparsity["sparsity"]:.2%}). Embeddings, norms, biases and the language-model head
+are dense.
 
 Pruned in one shot, without retraining, with [LLM-Barber](https://arxiv.org/abs/2408.10631). The zeros are stored like
-other weights: the folder is as large and as fast as the dense model's unless a sparse kernel is used.
+other weights: the folder is as large and the model as fast as the dense one unless a sparse kernel is used.
 
 ## Config
 
@@ -83,10 +87,19 @@ other weights: the folder is as large and as fast as the dense model's unless a 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unfinished-"))
-    unfinished.chmod(0o755)  # mkdtemp gives it to the owner alone
     try:
         write(unfinished)
+        # mkdtemp and safetensors give their work to the owner alone; others on the machine may want the model
+        unfinished.chmod(0o777 & ~_umask())
+        for file in unfinished.iterdir():
+            file.chmod(0o666 & ~_umask())
         unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

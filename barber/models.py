@@ -3,6 +3,7 @@
 Every source gives its config first, which is cheap, so that a run is checked before any weight is read.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ from transformers import (
 )
 
 from barber.errors import UserError
+
+log = logging.getLogger("barber")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -87,9 +90,7 @@ class Pretrained:
     def load(self) -> PreTrainedModel:
         dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype=dtype, use_safetensors=True, **self._where()
-            )
+            model = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, use_safetensors=True, **self._where())
         except (OSError, ValueError) as error:
             raise UserError(self._cannot("weights", error), field="path") from error
         assert isinstance(model, PreTrainedModel)
@@ -153,7 +154,9 @@ class Packaged:
         places = (spec.submodule_search_locations if spec else None) or []
         gguf = next((path for place in places if (path := Path(place) / self.file).is_file()), None)
         if gguf is None:
-            raise UserError(f"needs the Python package {self.package}, install it with: {self.install}", field="package")
+            raise UserError(
+                f"needs the Python package {self.package}, install it with: {self.install}", field="package"
+            )
         folder = cache_folder() / "models" / f"{gguf.stem}-{gguf.stat().st_size}"
         if not folder.exists():
             _convert_gguf(gguf, folder)
@@ -178,7 +181,9 @@ class RandomModel:
         try:
             return AutoConfig.for_model(self.model_type, **self.settings)
         except ValueError as error:
-            raise UserError(f"must be a Hugging Face model type, not {self.model_type!r}", field="model_type") from error
+            raise UserError(
+                f"must be a Hugging Face model type, not {self.model_type!r}", field="model_type"
+            ) from error
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -211,6 +216,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder, which appears whole or not at all."""
+    log.info("Converting %s to %s, once; this takes half a minute.", gguf.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.unfinished-"))
     try:

@@ -45,7 +45,7 @@ class RunRecord:
         """Write record.json, whole or not at all."""
         unfinished = folder / f".{FILE}.unfinished"
         with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=2, allow_nan=True)
+            json.dump(asdict(self), file, indent=2, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(folder / FILE)

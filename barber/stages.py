@@ -1,8 +1,8 @@
 """The model with its initial masks, kept beside the rebuilt one without a second copy of the model.
 
 The walk leaves the rebuilt model; the merely pruned one never existed as a whole. Where a weight differs between the
-two, its value in the pruned one is kept: little for masks that differ in a few exchanged pairs, at most about a copy of the linears
-for a pruner that updated its weights.
+two, its value in the pruned one is kept: little for masks that differ in a few exchanged pairs, at most about a copy
+of the linears for a pruner that updated its weights.
 """
 
 from collections.abc import Iterator
@@ -46,6 +46,6 @@ class PrunedStage:
             index_K = places_K.to(flat.device).long()
             before_K = flat[index_K].clone()
             flat[index_K] = values_K.to(flat)
-            if flat.data_ptr() != weight_OI.data_ptr() or not weight_OI.is_contiguous():
+            if not weight_OI.is_contiguous():
                 weight_OI.copy_(flat.view_as(weight_OI))
             self._differences[linear.name] = (places_K, before_K.cpu())

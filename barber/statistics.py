@@ -109,7 +109,7 @@ def observing_inputs(
         last = (x, statistics[name])
 
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))  # type: ignore[misc]
+        module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
         for name, module in linears.items()
     ]
     try:
@@ -134,7 +134,7 @@ def observing_outputs(linears: Mapping[str, nn.Module]) -> Iterator[dict[str, tu
         observed[name] = (args[0].detach(), output)
 
     handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: observe(name, args, output))  # type: ignore[misc]
+        module.register_forward_hook(lambda _, args, output, name=name: observe(name, args, output))
         for name, module in linears.items()
     ]
     try:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from barber.errors import NumericsError, UserError
+from barber.errors import NumericsError, UserError, within
 from barber.tensors import Tensor, batches
 from barber.texts import Text
 
@@ -50,7 +50,8 @@ class Perplexity:
         Raises:
             UserError: the text is shorter than one window.
         """
-        tokens_T = self.text.tokens(tokenizer)
+        with within("text"):
+            tokens_T = self.text.tokens(tokenizer)
         count = len(tokens_T) // self.seqlen
         if count == 0:
             raise UserError(
@@ -77,8 +78,8 @@ class Perplexity:
             raise NumericsError("the evaluated model's loss is NaN or infinite")
         loss = loss_N.mean().item()
         return {
-            # beyond 1e304 the exponential overflows; the loss still tells models apart
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            # above that the exponential overflows; the loss still tells models apart
+            "perplexity": math.exp(loss) if loss < 700 else None,
             "nll_per_token": loss,
             "nll_standard_error": (loss_N.std() / len(loss_N) ** 0.5).item() if len(loss_N) > 1 else None,
             "windows": len(loss_N),

@@ -76,7 +76,7 @@ class Barber:
         """Rebuild the masks of a block's linears, given the scores (O, I) and masks (O, I) of each."""
         if self.granularity == "block":
             joined_1M, _ = masks.exchange(_joined(score_OI), _joined(pruned_OI), self.alpha)
-            parts = joined_1M[0].split([mask_OI.numel() for mask_OI in pruned_OI.values()])
+            parts = torch.split(joined_1M[0], [mask_OI.numel() for mask_OI in pruned_OI.values()])
             rebuilt_OI = {
                 name: part.view_as(mask_OI) for part, (name, mask_OI) in zip(parts, pruned_OI.items(), strict=True)
             }

@@ -1,0 +1,5 @@
+"""`python -m barber` is the command `barber`."""
+
+from barber.cli import main
+
+main()

@@ -1,0 +1,82 @@
+"""The command line: compose the config, run the experiment, one sentence for a mistake."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from barber.errors import BarberError, UserError
+
+log = logging.getLogger("barber")
+
+
+def main() -> None:
+    """Run `barber`. Exit code 0: done; 1: the run failed; 2: a mistake of the user's, said in one sentence."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them its own way
+    try:
+        _job()
+    except BarberError as error:
+        sys.exit(_say(str(error), error.exit_code))
+    except (HydraException, OmegaConfBaseException) as error:
+        from barber.complaints import sentence
+
+        sys.exit(_say(sentence(error), UserError.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted", 130))
+
+
+@hydra.main(config_path="pkg://barber.conf", config_name="config", version_base="1.3")
+def _job(config: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    try:
+        # Imported here: `barber --help` need not wait for torch.
+        from transformers.utils.logging import disable_progress_bar
+
+        from barber.config import experiment, resolved
+        from barber.display import show
+        from barber.runner import run
+
+        disable_progress_bar()  # the run has bars of its own
+        values = resolved(config)
+        record = run(experiment(values), values, list(hydra_config.overrides.task), folder)
+        show(record, folder)
+    except BarberError as error:
+        log.debug("The run failed.", exc_info=True)  # run.log has the traceback, the console one sentence
+        if hydra_config.mode == RunMode.RUN:  # here Hydra would add a line of its own to an exception
+            raise SystemExit(_say(str(error), error.exit_code)) from error
+        raise
+    except BaseException:
+        log.debug("The run failed.", exc_info=True)
+        raise
+
+
+class KeepFinishedRuns(Callback):
+    """Refuse an output folder with a finished run in it, before Hydra writes its own files there."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Look into the folder of a single run; those of a sweep are new."""
+        from barber.record import FILE, holds_finished_run
+
+        folder = Path(config.hydra.run.dir)
+        if holds_finished_run(folder):
+            # Not an Exception: Hydra would turn that into a warning and go on.
+            raise SystemExit(
+                _say(
+                    f"hydra.run.dir={folder} holds a finished run ({FILE}); choose another folder", UserError.exit_code
+                )
+            )
+
+
+def _say(sentence: str, exit_code: int) -> int:
+    print(f"barber: {sentence}", file=sys.stderr)
+    return exit_code

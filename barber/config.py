@@ -1,0 +1,115 @@
+"""From the composed config to an Experiment: every value is checked before anything loads.
+
+A node with a `_target_` names a dataclass or a function; its other keys are the arguments. Config objects stop here:
+the rest of the package never sees them.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from barber.complaints import did_you_mean
+from barber.errors import UserError, within
+from barber.runner import Experiment
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values.
+
+    Raises:
+        UserError: a value that has to be given is missing, or an interpolation leads nowhere.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has to be given: {error.full_key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def experiment(config: Mapping[str, Any]) -> Experiment:
+    """Build an experiment from a resolved config.
+
+    Raises:
+        UserError: a value of the wrong type or out of range, by its full key.
+    """
+    arguments = {key: build(value, key) for key, value in config.items() if key != "metric"}
+    built = _call(Experiment, arguments, "")
+    assert isinstance(built, Experiment)
+    return built
+
+
+def build(node: Any, key: str) -> Any:
+    """Build what a config node describes: plain values as they are, a `_target_` by calling it."""
+    if isinstance(node, list):
+        return [build(item, f"{key}[{i}]") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {name: build(value, f"{key}.{name}") for name, value in node.items() if name != "_target_"}
+    if "_target_" not in node:
+        return arguments
+    return _call(_find(node["_target_"], key), arguments, key)
+
+
+def _find(target: str, key: str) -> Any:
+    module, _, name = str(target).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}._target_ must name a class or function, and {target!r} is none ({error})") from error
+
+
+def _call(target: Any, arguments: dict[str, Any], key: str) -> Any:
+    prefix = f"{key}." if key else ""
+    known = inspect.signature(target).parameters
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for name, value in arguments.items():
+        if name not in known:
+            raise UserError(f"{prefix}{name}: no such key{did_you_mean(name, list(known), prefix)}")
+        expected = _mismatch(value, hints.get(name, Any))
+        if expected:
+            raise UserError(f"{prefix}{name} must be {expected}, not {value!r}")
+    missing = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in arguments]
+    if missing:
+        raise UserError(f"{prefix}{missing[0]} has to be given: {prefix}{missing[0]}=VALUE")
+    if not key:
+        return target(**arguments)
+    with within(key):
+        return target(**arguments)
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """What a value should be, in words, if it is not that; None if it is, or if the hint is no plain type."""
+    if get_origin(hint) in (Union, UnionType):
+        options = [_mismatch(value, option) for option in get_args(hint)]
+        return None if None in options else " or ".join(str(option) for option in options)
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        return None if value in choices else "one of " + ", ".join(map(str, choices))
+    if hint is NoneType:
+        return None if value is None else "null"
+    if get_origin(hint) is Sequence:
+        if not isinstance(value, list):
+            return "a list"
+        found = [_mismatch(item, get_args(hint)[0]) for item in value]
+        wrong = next((words for words in found if words), None)
+        return f"a list of {wrong.removeprefix('one of ')}" if wrong else None
+    if hint not in _PLAIN:
+        return None
+    types, words = _PLAIN[hint]
+    return None if isinstance(value, types) and (hint is bool or not isinstance(value, bool)) else words
+
+
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+}

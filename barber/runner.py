@@ -1,0 +1,285 @@
+"""One run, from an experiment to its record: check, load, measure, walk, measure again, write it all down."""
+
+import json
+import logging
+import platform
+import random
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from barber import display
+from barber.api import BlockReport, Report, fitting_batch_size, prune
+from barber.calibration import Calibration, CalibrationSet
+from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
+from barber.decoder import Decoder
+from barber.errors import BarberError, UserError, within
+from barber.evals import Perplexity
+from barber.export import HuggingFaceFolder, MaskFile, model_card
+from barber.models import ModelSource, skeleton
+from barber.patterns import Pattern
+from barber.plots import plot_losses
+from barber.pruners import Pruner
+from barber.rebuild import Barber
+from barber.record import RunRecord
+from barber.stages import PrunedStage
+from barber.tensors import Tensor
+from barber.tracking import Tracker, Tracking
+from barber.walk import BlockResult, Stopwatch
+
+log = logging.getLogger("barber")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run consists of; a component that is None is left out.
+
+    Args:
+        name: what people call it.
+        device: `auto`, `cpu`, `cuda` or `cuda:INDEX`.
+        batch_size: samples that go through a layer together; None: as many as fit comfortably.
+        seed: of everything random that has no seed of its own.
+    """
+
+    name: str
+    model: ModelSource
+    pattern: Pattern
+    calibration: Calibration
+    pruner: Pruner | None
+    rebuild: Barber | None
+    evals: Perplexity | None
+    tracker: Tracker | None
+    export: HuggingFaceFolder | MaskFile | None
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"must be at least 1, not {self.batch_size}", field="batch_size")
+
+
+@dataclass
+class Inputs:
+    """What a run works on, checked before any weight is read."""
+
+    device: torch.device
+    tokenizer: PreTrainedTokenizerBase | None
+    calibration: CalibrationSet | None
+    windows_NL: Tensor | None
+
+
+def run(experiment: Experiment, config: dict[str, Any], overrides: list[str], folder: Path) -> RunRecord:
+    """Carry out an experiment; `folder` then holds its record, layers.jsonl, loss.png and what it exports.
+
+    Args:
+        config: the resolved config, for the record and the model card.
+        overrides: the command line's share in it.
+
+    Raises:
+        BarberError: the run failed; the record says so too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = RunRecord(config, overrides)
+    record.write(folder)
+    tracking = Tracking(experiment.tracker)
+    try:
+        _Run(experiment, record, tracking, folder).carry_out()
+        record.finish("success", folder)
+    except BaseException as error:
+        record.error = str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}"
+        record.traceback = traceback.format_exc()
+        record.finish("failed", folder)
+        raise
+    finally:
+        tracking.finish(record)
+    return record
+
+
+@dataclass
+class _Run:
+    experiment: Experiment
+    record: RunRecord
+    tracking: Tracking
+    folder: Path
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def carry_out(self) -> None:
+        experiment, record = self.experiment, self.record
+        record.seconds = self.stopwatch.seconds
+        _seed_everything(experiment.seed)
+        with self.stopwatch("prepare"):
+            inputs = self._prepare()
+        self.tracking.start(experiment.name, record.config, self.folder)
+        with self.stopwatch("load"):
+            model = experiment.model.load()
+        log.info("Loaded %s: %s parameters, %s.", experiment.name, f"{model.num_parameters():,}", model.dtype)
+        self._evaluate("dense", model, inputs)
+        if experiment.pruner is not None:
+            stage, masks = self._prune(model, inputs)
+            if experiment.rebuild is not None:
+                with stage.in_place(model):
+                    self._evaluate("pruned", model, inputs)
+                self._evaluate("rebuilt", model, inputs)
+            else:
+                self._evaluate("pruned", model, inputs)
+            self._export(model, inputs, masks)
+        log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
+
+    def _prepare(self) -> Inputs:
+        """Check all there is to check and read what is cheap: config, tokenizer, texts."""
+        experiment, record = self.experiment, self.record
+        check_methods(experiment.pattern, experiment.pruner, experiment.rebuild)
+        if experiment.tracker is not None:
+            experiment.tracker.check()
+        device = resolve_device(experiment.device)
+        with within("model"):
+            config = experiment.model.config()
+        check_architecture(skeleton(config), experiment.pattern)
+        with within("model"):
+            tokenizer = experiment.model.tokenizer()
+        record.machine = {"device": str(device), "threads": torch.get_num_threads(), "platform": platform.platform()}
+        if device.type == "cuda":
+            record.machine["gpu"] = torch.cuda.get_device_name(device)
+        record.seeds = {"run": experiment.seed}
+        inputs = Inputs(device, tokenizer, None, None)
+        if experiment.pruner is not None:
+            with within("calibration"):
+                inputs.calibration = experiment.calibration.sample(tokenizer)
+            check_tokens(inputs.calibration.tokens_NL, config, "calibration")
+            self._note_calibration(inputs.calibration)
+        if experiment.evals is not None:
+            with within("evals"):
+                inputs.windows_NL = experiment.evals.windows(tokenizer)
+            check_tokens(inputs.windows_NL, config, "evals")
+        return inputs
+
+    def _note_calibration(self, calibration: CalibrationSet) -> None:
+        samples, seqlen = calibration.tokens_NL.shape
+        self.record.seeds["calibration"] = calibration.seed
+        self.record.calibration = {
+            "source": calibration.source,
+            "samples": samples,
+            "seqlen": seqlen,
+            "digest": calibration.digest,
+        }
+        log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)
+
+    def _evaluate(self, stage: str, model: PreTrainedModel, inputs: Inputs) -> None:
+        """Measure a stage of the model, where the experiment asks for it."""
+        evals = self.experiment.evals
+        if evals is None or inputs.windows_NL is None or stage not in evals.stages:
+            return
+        with (
+            self.stopwatch(f"evaluate {stage}"),
+            display.progress() as progress,
+            _on_device(model, inputs.device),
+        ):
+            task = progress.add_task(f"Perplexity, {stage}", total=len(inputs.windows_NL))
+            result = evals.evaluate(
+                model, inputs.windows_NL, inputs.device, lambda windows: progress.advance(task, windows)
+            )
+        self.record.results.setdefault("perplexity", {})[stage] = result
+        self.record.write(self.folder)
+        log.info("Perplexity of the %s model: %s.", stage, display.perplexity(result))
+
+    def _prune(self, model: PreTrainedModel, inputs: Inputs) -> tuple[PrunedStage, dict[str, Tensor]]:
+        """Walk the decoder layers; returns the differences of the pruned stage and, for their export, the masks."""
+        experiment, record, calibration = self.experiment, self.record, inputs.calibration
+        assert experiment.pruner is not None and calibration is not None
+        seqlen = calibration.tokens_NL.shape[1]
+        batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
+        record.machine["batch_size"] = batch_size
+        evals = experiment.evals
+        keep_stage = experiment.rebuild is not None and evals is not None and "pruned" in evals.stages
+        stage, masks = PrunedStage(), dict[str, Tensor]()
+        num_layers = len(Decoder(model).layers)
+        blocks: list[BlockReport] = []
+        with (
+            self.stopwatch("walk"),
+            display.progress() as progress,
+            (self.folder / "layers.jsonl").open("w", encoding="utf-8") as lines,
+        ):
+            task = progress.add_task("Pruning, block by block", total=2 * num_layers)
+
+            def on_block(block: BlockReport, result: BlockResult) -> None:
+                blocks.append(block)
+                lines.write(json.dumps(asdict(block)) + "\n")
+                lines.flush()
+                log.info(display.describe(block, num_layers))
+                self.tracking.block(len(blocks), block)
+                for linear in result.linears:
+                    if keep_stage:
+                        stage.collect(linear)
+                    if isinstance(experiment.export, MaskFile):
+                        experiment.export.collect(masks, linear)
+                progress.advance(task)
+
+            report = prune(
+                model,
+                calibration.tokens_NL,
+                pattern=experiment.pattern,
+                pruner=experiment.pruner,
+                rebuild=experiment.rebuild,
+                device=inputs.device,
+                batch_size=batch_size,
+                on_block=on_block,
+            )
+        self._note(report)
+        return stage, masks
+
+    def _note(self, report: Report) -> None:
+        self.record.walk_seconds = report.seconds
+        self.record.linears = report.linears
+        self.record.sparsity = {
+            "sparsity": report.sparsity,
+            "zeros": report.zeros,
+            "weights": report.weights,
+            "exchanged": report.exchanged,
+        }
+        self.record.write(self.folder)
+        if self.experiment.rebuild is not None:
+            plot_losses(report.blocks, self.experiment.name, self.folder / "loss.png")
+            self.record.files["loss"] = "loss.png"
+
+    def _export(self, model: PreTrainedModel, inputs: Inputs, masks: dict[str, Tensor]) -> None:
+        export, record, folder = self.experiment.export, self.record, self.folder
+        if export is None or record.sparsity is None:
+            return
+        with self.stopwatch("export"):
+            if isinstance(export, MaskFile):
+                record.files["masks"] = export.save(masks, folder).name
+                return
+            card = model_card(
+                name=self.experiment.name,
+                base=model.config.name_or_path or model.config.model_type,
+                pattern=str(self.experiment.pattern),
+                sparsity=record.sparsity,
+                config_yaml=yaml.safe_dump(record.config, sort_keys=False),
+            )
+            record.files["model"] = export.save(model, inputs.tokenizer, card, folder).name
+
+
+@contextmanager
+def _on_device(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """The whole model on a device inside this context; between evaluations only a layer at a time is there."""
+    home = model.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
