@@ -45,11 +45,12 @@ def check_architecture(model: PreTrainedModel, pattern: Pattern) -> None:
                 )
 
 
-def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str) -> None:
+def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_key: str | None = None) -> None:
     """Refuse token ids that the model has no embedding for, and samples longer than its positions.
 
     Args:
         key: the config key of the tokens, for the message.
+        length_key: that of the length of a sample, where it has one of its own.
 
     Raises:
         UserError: an id outside the vocabulary, or too many tokens in a sample.
@@ -62,7 +63,8 @@ def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str) -> None:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and tokens_NL.shape[1] > positions:
         raise UserError(
-            f"{key} has samples of {tokens_NL.shape[1]} tokens, but the model has positions for {positions}"
+            f"{length_key or key} gives samples of {tokens_NL.shape[1]} tokens, but the model has positions for "
+            f"{positions} at most"
         )
 
 
@@ -76,8 +78,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"must be auto, cpu, cuda or cuda:INDEX, not {device!r}", field="device") from error
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):  # torch knows more, such as meta
+        raise UserError(f"must be auto, cpu, cuda or cuda:INDEX, not {device!r}", field="device")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"is {device}, but there is no CUDA device here; use device=auto or device=cpu", field="device")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():

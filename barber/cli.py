@@ -30,6 +30,12 @@ def main() -> None:
         from barber.complaints import sentence
 
         sys.exit(_say(sentence(error), UserError.exit_code))
+    except ValueError as error:
+        if "Config group override" not in str(error):  # then it is not Hydra's, about GROUP=null
+            raise
+        from barber.complaints import nameless_choice
+
+        sys.exit(_say(nameless_choice(sys.argv[1:]) or str(error), UserError.exit_code))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted", 130))
 
@@ -64,16 +70,26 @@ class KeepFinishedRuns(Callback):
     """Refuse an output folder with a finished run in it, before Hydra writes its own files there."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Look into the folder of a single run; those of a sweep are new."""
-        from barber.record import FILE, holds_finished_run
+        """Look into the folder of a single run."""
+        _check_folder("hydra.run.dir", Path(config.hydra.run.dir), in_subfolders=False)
 
-        folder = Path(config.hydra.run.dir)
-        if holds_finished_run(folder):
-            # Not an Exception: Hydra would turn that into a warning and go on.
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Look into the folders of a sweep."""
+        _check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir), in_subfolders=True)
+
+
+def _check_folder(key: str, folder: Path, in_subfolders: bool) -> None:
+    """Make the folder; a mistake ends the program, as Hydra turns a callback's Exception into a warning."""
+    from barber.record import FILE, holds_finished_run
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(_say(f"{key} must be a folder to write to; {error}", UserError.exit_code)) from error
+    for record in folder.rglob(FILE) if in_subfolders else [folder / FILE]:
+        if holds_finished_run(record.parent):
             raise SystemExit(
-                _say(
-                    f"hydra.run.dir={folder} holds a finished run ({FILE}); choose another folder", UserError.exit_code
-                )
+                _say(f"{key} must not hold a finished run, but there is {record}; choose another", UserError.exit_code)
             )
 
 

@@ -1,11 +1,15 @@
 """Hydra's and OmegaConf's errors about the command line, in one sentence each."""
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.resources import files
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+_FORM = "an override is KEY=VALUE or GROUP=CHOICE, without blanks around ="
 
 
 def sentence(error: Exception) -> str:
@@ -13,17 +17,33 @@ def sentence(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: no such choice; {group} can be {', '.join(error.options)}"
+        return _choice_sentence(group, choice, error.options)
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: an override is KEY=VALUE or GROUP=CHOICE, without blanks around ="
+        return f"cannot read {error.override!r}: {_FORM}; a value with special characters needs quotes: \"KEY='VALUE'\""
     if isinstance(cause, OmegaConfBaseException):
         return _key_sentence(cause)
     if isinstance(error, OmegaConfBaseException):
         return _key_sentence(error)
-    unknown_group = re.search(r"Could not override '([^'@]+)", str(error))
-    if unknown_group:
+    text = " ".join(str(error).split())
+    if one_of_a_list := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
+        group, choice = one_of_a_list.groups()
+        return _choice_sentence(group, choice, _choices(group))
+    if unknown_group := re.search(r"Could not override '([^'@]+)", text):
         return f"{unknown_group[1]}: no such key or group; `barber --help` lists them"
-    return " ".join(str(error).split())
+    if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'(?= 1\.)", text):
+        key, values = several.groups()
+        return f"{key}={values}: values between commas are a sweep, with -m; a comma of one's own needs quotes: \"{key}='{values}'\""
+    return text
+
+
+def nameless_choice(arguments: Sequence[str]) -> str | None:
+    """The sentence about GROUP=null or GROUP=3, of which Hydra says only that it is no text."""
+    for argument in arguments:
+        group, _, choice = argument.partition("=")
+        known = _choices(group)
+        if known and choice not in known:
+            return _choice_sentence(group, choice, known)
+    return next((f"cannot read {argument!r}: {_FORM}" for argument in arguments if argument.startswith("=")), None)
 
 
 def did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
@@ -34,11 +54,24 @@ def did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
     return f"; there is {', '.join(prefix + other for other in known)}" if known else ""
 
 
+def _choice_sentence(group: str, choice: str, known: Sequence[str]) -> str:
+    return f"{group}={choice}: no such choice; {group} can be {', '.join(known)}"
+
+
+def _choices(group: str) -> list[str]:
+    folder = files("barber.conf").joinpath(group)
+    if not group or not folder.is_dir():
+        return []
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
 def _key_sentence(error: OmegaConfBaseException) -> str:
     key = str(error.full_key or error.key)
     parent = error.parent_node
     if isinstance(parent, DictConfig) and error.key is not None and str(error.key) not in parent:
         prefix = key.removesuffix(str(error.key))
         known = [str(name) for name in parent if name not in ("_target_", "hydra")]
+        if not known:
+            return f"{key}: no such key; {prefix.rstrip('.')} has none as it is chosen here"
         return f"{key}: no such key{did_you_mean(str(error.key), known, prefix)}"
     return f"{key}: {str(error).splitlines()[0]}"

@@ -40,8 +40,10 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: a value of the wrong type or out of range, by its full key.
     """
-    arguments = {key: build(value, key) for key, value in config.items() if key != "metric"}
-    built = _call(Experiment, arguments, "")
+    values = {key: value for key, value in config.items() if key != "metric"}
+    # components take over some of them (${seed}): a mistake is told by the key that it was made in
+    _check(Experiment, {key: value for key, value in values.items() if not isinstance(value, dict)}, "")
+    built = _call(Experiment, {key: build(value, key) for key, value in values.items()}, "")
     assert isinstance(built, Experiment)
     return built
 
@@ -68,14 +70,8 @@ def _find(target: str, key: str) -> Any:
 
 def _call(target: Any, arguments: dict[str, Any], key: str) -> Any:
     prefix = f"{key}." if key else ""
+    _check(target, arguments, prefix)
     known = inspect.signature(target).parameters
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    for name, value in arguments.items():
-        if name not in known:
-            raise UserError(f"{prefix}{name}: no such key{did_you_mean(name, list(known), prefix)}")
-        expected = _mismatch(value, hints.get(name, Any))
-        if expected:
-            raise UserError(f"{prefix}{name} must be {expected}, not {value!r}")
     missing = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in arguments]
     if missing:
         raise UserError(f"{prefix}{missing[0]} has to be given: {prefix}{missing[0]}=VALUE")
@@ -85,8 +81,19 @@ def _call(target: Any, arguments: dict[str, Any], key: str) -> Any:
         return target(**arguments)
 
 
+def _check(target: Any, arguments: dict[str, Any], prefix: str) -> None:
+    known = inspect.signature(target).parameters
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for name, value in arguments.items():
+        if name not in known:
+            raise UserError(f"{prefix}{name}: no such key{did_you_mean(name, list(known), prefix)}")
+        expected = _mismatch(value, hints.get(name, Any))
+        if expected:
+            raise UserError(f"{prefix}{name} must be {expected}, not {value!r}")
+
+
 def _mismatch(value: Any, hint: Any) -> str | None:
-    """What a value should be, in words, if it is not that; None if it is, or if the hint is no plain type."""
+    """What a value should be, in words, if it is not that; None if it is."""
     if get_origin(hint) in (Union, UnionType):
         options = [_mismatch(value, option) for option in get_args(hint)]
         return None if None in options else " or ".join(str(option) for option in options)
@@ -101,8 +108,11 @@ def _mismatch(value: Any, hint: Any) -> str | None:
         found = [_mismatch(item, get_args(hint)[0]) for item in value]
         wrong = next((words for words in found if words), None)
         return f"a list of {wrong.removeprefix('one of ')}" if wrong else None
-    if hint not in _PLAIN:
+    if hint is Any:
         return None
+    if hint not in _PLAIN:  # a mapping, or a component, whose building has been checked
+        words = "a mapping of keys to values" if get_origin(hint) is Mapping else "a component, as GROUP=CHOICE gives"
+        return words if value is None or isinstance(value, bool | int | float | str | list) else None
     types, words = _PLAIN[hint]
     return None if isinstance(value, types) and (hint is bool or not isinstance(value, bool)) else words
 

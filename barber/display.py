@@ -38,7 +38,7 @@ def progress() -> Progress:
 
 def describe(block: BlockReport, num_layers: int) -> str:
     """A block's log line."""
-    place = f"layer {block.layer + 1:>{len(str(num_layers))}}/{num_layers} {block.block:<9}"
+    place = f"layer {block.layer:>{len(str(num_layers))}} of {num_layers} {block.block:<9}"
     parts = [f"{block.sparsity:.2%} zeros"]
     if block.loss_before is not None and block.loss_after is not None:
         change = f" ({block.loss_after / block.loss_before - 1:+.0%})" if block.loss_before else ""

@@ -30,10 +30,12 @@ class NumericsError(BarberError):
 
 @contextmanager
 def within(key: str) -> Iterator[None]:
-    """Put a config key in front of the field that a UserError names: the component knows only its own fields."""
+    """Put a config key in front of the field that a UserError names: the component knows only its own fields.
+
+    An error that names none is about the component as a whole: the key and a colon go before its sentence.
+    """
     try:
         yield
     except UserError as error:
-        if error.field is None:
-            raise
-        raise UserError(error.message, field=f"{key}.{error.field}") from error
+        field = f"{key}:" if error.field is None else f"{key}.{error.field}"
+        raise UserError(error.message, field=field) from error

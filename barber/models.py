@@ -5,6 +5,7 @@ Every source gives its config first, which is cheap, so that a run is checked be
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -72,7 +75,7 @@ class Pretrained:
             self._check_folder()
         try:
             config = AutoConfig.from_pretrained(self.path, **self._where())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             raise UserError(self._cannot("config", error), field="path") from error
         assert isinstance(config, PreTrainedConfig)
         return config
@@ -90,9 +93,14 @@ class Pretrained:
     def load(self) -> PreTrainedModel:
         dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, use_safetensors=True, **self._where())
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **self._where()
+            )
         except (OSError, ValueError) as error:
             raise UserError(self._cannot("weights", error), field="path") from error
+        if found["missing_keys"]:  # transformers fills them with random numbers
+            missing = min(found["missing_keys"])
+            raise UserError(f"must hold every weight of the model; {self.path} has no {missing}", field="path")
         assert isinstance(model, PreTrainedModel)
         return model.eval()
 
@@ -108,16 +116,24 @@ class Pretrained:
             raise UserError(f"must be a folder with a Hugging Face model; {folder} is not there", field="path")
         if not (folder / "config.json").is_file():
             raise UserError(f"must be a folder with a Hugging Face model; {folder} has no config.json", field="path")
-        if not any(folder.glob("*.safetensors")):
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
             raise UserError(f"must hold the weights as safetensors; {folder} has no such file", field="path")
+        for file in files:
+            try:
+                with safe_open(file, framework="pt"):  # reads no weight, and yet finds a file that was cut off
+                    pass
+            except (OSError, SafetensorError) as error:
+                reason = _first_sentence(error)
+                raise UserError(f"must hold the weights as safetensors; {file} is none ({reason})", "path") from error
 
     def _cannot(self, what: str, error: Exception) -> str:
-        reason = " ".join(str(error).split())
+        reason = _first_sentence(error)
         if self.local:
             return f"must be a folder with a Hugging Face model; the {what} in {self.path} cannot be read: {reason}"
         return (
-            f"{self.path}: the {what} cannot be fetched from the hub; check the name and the network, or download the "
-            f"model elsewhere and use model=local model.path=FOLDER ({reason})"
+            f"is {self.path}, whose {what} cannot be fetched from the hub: check the name, the network and your access "
+            f"to it, or download it elsewhere and use model=local model.path=FOLDER ({reason})"
         )
 
 
@@ -184,6 +200,9 @@ class RandomModel:
             raise UserError(
                 f"must be a Hugging Face model type, not {self.model_type!r}", field="model_type"
             ) from error
+        except StrictDataclassError as error:
+            reason = _first_sentence(error.__cause__ or error)
+            raise UserError(f"must suit the model type {self.model_type} ({reason})", field="settings") from error
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -212,6 +231,11 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config)
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What an error of another library says, without its advice, on one line."""
+    return re.split(r"\.(?: |$)", " ".join(str(error).split()), maxsplit=1)[0]
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

@@ -34,7 +34,7 @@ def _draw(axis: Axes, blocks: Sequence[BlockReport]) -> None:
     axis.plot(layers, after, "o-", color="#c5221f", markersize=4, label="rebuilt mask")
     axis.fill_between(layers, before, after, color="#c5221f", alpha=0.12, linewidth=0)
     axis.set_yscale("log")
-    axis.set_xlabel("decoder layer")
+    axis.set_xlabel("decoder layer, counted from 0")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(True, which="major", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -18,12 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber import display
 from barber.api import BlockReport, Report, fitting_batch_size, prune
-from barber.calibration import Calibration, CalibrationSet
+from barber.calibration import Calibration, CalibrationSet, TokenSamples
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
 from barber.errors import BarberError, UserError, within
 from barber.evals import Perplexity
 from barber.export import HuggingFaceFolder, MaskFile, model_card
+from barber.families import family_of
 from barber.models import ModelSource, skeleton
 from barber.patterns import Pattern
 from barber.plots import plot_losses
@@ -32,6 +33,7 @@ from barber.rebuild import Barber
 from barber.record import RunRecord
 from barber.stages import PrunedStage
 from barber.tensors import Tensor
+from barber.texts import TokenFile
 from barber.tracking import Tracker, Tracking
 from barber.walk import BlockResult, Stopwatch
 
@@ -119,18 +121,19 @@ class _Run:
         with self.stopwatch("prepare"):
             inputs = self._prepare()
         self.tracking.start(experiment.name, record.config, self.folder)
-        with self.stopwatch("load"):
+        with self.stopwatch("load"), within("model"):
             model = experiment.model.load()
         log.info("Loaded %s: %s parameters, %s.", experiment.name, f"{model.num_parameters():,}", model.dtype)
         self._evaluate("dense", model, inputs)
         if experiment.pruner is not None:
             stage, masks = self._prune(model, inputs)
-            if experiment.rebuild is not None:
-                with stage.in_place(model):
-                    self._evaluate("pruned", model, inputs)
-                self._evaluate("rebuilt", model, inputs)
-            else:
+            if experiment.rebuild is None:
                 self._evaluate("pruned", model, inputs)
+            else:
+                if self._measures("pruned"):
+                    with stage.in_place(model):
+                        self._evaluate("pruned", model, inputs)
+                self._evaluate("rebuilt", model, inputs)
             self._export(model, inputs, masks)
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
@@ -143,6 +146,7 @@ class _Run:
         device = resolve_device(experiment.device)
         with within("model"):
             config = experiment.model.config()
+        family_of(config)  # before transformers builds the model: of others it has warnings and errors of its own
         check_architecture(skeleton(config), experiment.pattern)
         with within("model"):
             tokenizer = experiment.model.tokenizer()
@@ -154,12 +158,15 @@ class _Run:
         if experiment.pruner is not None:
             with within("calibration"):
                 inputs.calibration = experiment.calibration.sample(tokenizer)
-            check_tokens(inputs.calibration.tokens_NL, config, "calibration")
+            from_file = isinstance(experiment.calibration, TokenSamples)
+            keys = ("calibration.path",) if from_file else ("calibration", "calibration.seqlen")
+            check_tokens(inputs.calibration.tokens_NL, config, *keys)
             self._note_calibration(inputs.calibration)
         if experiment.evals is not None:
             with within("evals"):
                 inputs.windows_NL = experiment.evals.windows(tokenizer)
-            check_tokens(inputs.windows_NL, config, "evals")
+            key = "evals.text.path" if isinstance(experiment.evals.text, TokenFile) else "evals.text"
+            check_tokens(inputs.windows_NL, config, key, "evals.seqlen")
         return inputs
 
     def _note_calibration(self, calibration: CalibrationSet) -> None:
@@ -173,10 +180,14 @@ class _Run:
         }
         log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)
 
+    def _measures(self, stage: str) -> bool:
+        evals = self.experiment.evals
+        return evals is not None and stage in evals.stages
+
     def _evaluate(self, stage: str, model: PreTrainedModel, inputs: Inputs) -> None:
         """Measure a stage of the model, where the experiment asks for it."""
         evals = self.experiment.evals
-        if evals is None or inputs.windows_NL is None or stage not in evals.stages:
+        if evals is None or inputs.windows_NL is None or not self._measures(stage):
             return
         with (
             self.stopwatch(f"evaluate {stage}"),
@@ -198,8 +209,7 @@ class _Run:
         seqlen = calibration.tokens_NL.shape[1]
         batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
         record.machine["batch_size"] = batch_size
-        evals = experiment.evals
-        keep_stage = experiment.rebuild is not None and evals is not None and "pruned" in evals.stages
+        keep_stage = experiment.rebuild is not None and self._measures("pruned")
         stage, masks = PrunedStage(), dict[str, Tensor]()
         num_layers = len(Decoder(model).layers)
         blocks: list[BlockReport] = []

@@ -1,0 +1,356 @@
+"""Slow oracles: the method's rules written out as plain loops, to hold the fast code against.
+
+They share nothing with the package. Scores and masks are lists or arrays on which Python counts, sorts and compares;
+a mask is True where a weight is pruned. Ties go to the lower index throughout.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choosing
+
+
+def lowest(scores: Sequence[float], count: int) -> list[bool]:
+    """Prune the `count` lowest scores of one group."""
+    order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
+    return [i in order[:count] for i in range(len(scores))]
+
+
+def lowest_of_cells(row: Sequence[float], n: int, m: int) -> list[bool]:
+    """Prune all but the `n` highest scores of every `m` consecutive ones of a row."""
+    return [gone for start in range(0, len(row), m) for gone in lowest(row[start : start + m], m - n)]
+
+
+def up_to_threshold(scores: Sequence[float], sparsity: float) -> list[bool]:
+    """Prune every score that is not above the one at index int(number * sparsity) of the ascending sort."""
+    threshold = sorted(scores)[int(len(scores) * sparsity)]
+    return [score <= threshold for score in scores]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exchanging
+
+
+def exchange(scores: Sequence[float], pruned: Sequence[bool], alpha: float) -> tuple[list[bool], int]:
+    """Exchange inside one group; the new mask and the number of exchanges."""
+    growth = _order(scores, [i for i in range(len(scores)) if pruned[i]], highest_first=True)
+    loss = _order(scores, [i for i in range(len(scores)) if not pruned[i]])
+    exchanged = int(_pairs_worth_it(scores, growth, loss) * alpha)
+    return _swapped(pruned, growth[:exchanged], loss[:exchanged]), exchanged
+
+
+def exchange_nm_by_row(
+    scores: Sequence[float], pruned: Sequence[bool], alpha: float, m: int
+) -> tuple[list[bool], int]:
+    """The paper's N:M exchange of one output row: growth is decided over the row, loss inside each cell of `m`."""
+    growth: list[int] = []
+    for cell in _cells(len(scores), m):
+        # A cell that keeps fewer than it prunes can't take back more than it has to give.
+        kept = sum(not pruned[i] for i in cell)
+        growth += _order(scores, [i for i in cell if pruned[i]], highest_first=True)[:kept]
+    growth = _order(scores, growth, highest_first=True)
+    loss = _order(scores, [i for i in range(len(scores)) if not pruned[i]])
+    exchanged = int(_pairs_worth_it(scores, growth, loss) * alpha)
+    grown = growth[:exchanged]
+    dropped: list[int] = []
+    for cell in _cells(len(scores), m):
+        dropped += _order(scores, [i for i in cell if not pruned[i]])[: sum(i in grown for i in cell)]
+    return _swapped(pruned, grown, dropped), exchanged
+
+
+def exchange_nm_in_cells(
+    scores: Sequence[float], pruned: Sequence[bool], alpha: float, m: int
+) -> tuple[list[bool], int]:
+    """The N:M exchange of one output row that pairs inside the cells of `m` and never loses."""
+    pairs: list[tuple[float, int, int]] = []
+    for cell in _cells(len(scores), m):
+        growth = _order(scores, [i for i in cell if pruned[i]], highest_first=True)
+        loss = _order(scores, [i for i in cell if not pruned[i]])
+        for grown, dropped in zip(growth, loss, strict=False):
+            gain = scores[grown] - scores[dropped]
+            if gain > 0:
+                pairs.append((gain, grown, dropped))
+    exchanged = int(len(pairs) * alpha)
+    pairs = sorted(pairs, key=lambda pair: -pair[0])[:exchanged]  # stable: of equal gains the earlier cell's first
+    return _swapped(pruned, [grown for _, grown, _ in pairs], [dropped for _, _, dropped in pairs]), exchanged
+
+
+def _cells(length: int, m: int) -> list[range]:
+    return [range(start, start + m) for start in range(0, length, m)]
+
+
+def _order(scores: Sequence[float], candidates: Iterable[int], highest_first: bool = False) -> list[int]:
+    return sorted(candidates, key=lambda i: (-scores[i] if highest_first else scores[i], i))
+
+
+def _pairs_worth_it(scores: Sequence[float], growth: Sequence[int], loss: Sequence[int]) -> int:
+    return sum(scores[grown] > scores[dropped] for grown, dropped in zip(growth, loss, strict=False))
+
+
+def _swapped(pruned: Sequence[bool], grown: Sequence[int], dropped: Sequence[int]) -> list[bool]:
+    return [(gone and i not in grown) or i in dropped for i, gone in enumerate(pruned)]
+
+
+Place = tuple[str, int, int]
+
+
+def exchange_block(
+    score_OI: dict[str, torch.Tensor], pruned_OI: dict[str, torch.Tensor], granularity: str, alpha: float
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Exchange among the linears of a block: gather the weights that compete, exchange, put the masks back.
+
+    Returns the new masks and the number of exchanges of the whole block.
+    """
+    groups: dict[Any, list[Place]] = {}
+    for name, mask_OI in pruned_OI.items():
+        for o in range(mask_OI.shape[0]):
+            for i in range(mask_OI.shape[1]):
+                group = {"output": (name, o), "input": (name, i), "layer": name, "block": None}[granularity]
+                groups.setdefault(group, []).append((name, o, i))
+    scores = {name: score.tolist() for name, score in score_OI.items()}
+    masks = {name: mask.tolist() for name, mask in pruned_OI.items()}
+    total = 0
+    for places in groups.values():
+        before = [masks[name][o][i] for name, o, i in places]
+        after, count = exchange([scores[name][o][i] for name, o, i in places], before, alpha)
+        for (name, o, i), gone in zip(places, after, strict=True):
+            masks[name][o][i] = gone
+        total += count
+    return {name: torch.tensor(mask) for name, mask in masks.items()}, total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Initial masks. `inputs` are the (L, I) inputs of a linear, one matrix a sample.
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Which share of the weights goes (`ratio`), or how many of how many consecutive ones stay (`n`, `m`)."""
+
+    ratio: float = 0.5
+    n: int | None = None
+    m: int | None = None
+
+
+def magnitude(weight_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
+    """The mask of magnitude pruning."""
+    score = np.abs(weight_OI)
+    if sparsity.m is not None:
+        return _prune_cells(score, sparsity)
+    return np.array(up_to_threshold(score.flatten().tolist(), sparsity.ratio)).reshape(score.shape)
+
+
+def wanda(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity) -> np.ndarray:
+    """The mask of Wanda."""
+    second_moment = np.mean([[sum(x_L**2) for x_L in x_LI.astype(np.float64).T] for x_LI in inputs], axis=0)
+    score = np.abs(weight_OI) * np.sqrt(second_moment)
+    if sparsity.m is not None:
+        return _prune_cells(score, sparsity)
+    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score])
+
+
+def _prune_cells(score: np.ndarray, sparsity: Sparsity) -> np.ndarray:
+    assert sparsity.n is not None and sparsity.m is not None
+    return np.array([lowest_of_cells(row.tolist(), sparsity.n, sparsity.m) for row in score])
+
+
+def sparsegpt(
+    weight_OI: np.ndarray,
+    inputs: Sequence[np.ndarray],
+    sparsity: Sparsity,
+    damping: float = 0.01,
+    block_size: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mask and the weight that SparseGPT leaves: column after column, every error spread at once, in float64."""
+    hessian = sum(2 * x_LI.astype(np.float64).T @ x_LI.astype(np.float64) for x_LI in inputs) / len(inputs)
+    weight = weight_OI.astype(np.float64).copy()
+    width = weight.shape[1]
+    for i in range(width):
+        if hessian[i, i] == 0:
+            hessian[i, i] = 1
+            weight[:, i] = 0
+    hessian = hessian + damping * np.mean(np.diag(hessian)) * np.eye(width)
+    inverse = np.linalg.cholesky(np.linalg.inv(hessian)).T  # upper factor
+    mask = np.zeros(weight.shape, dtype=bool)
+    for j in range(width):
+        # Columns are chosen block by block, or cell by cell, from the weights as updated by all columns before.
+        ahead = np.arange(j, min(j + block_size, width) if sparsity.m is None else j + sparsity.m)
+        if sparsity.m is None and j % block_size == 0:
+            score = weight[:, ahead] ** 2 / np.diag(inverse)[ahead] ** 2
+            chosen = up_to_threshold(score.flatten().tolist(), sparsity.ratio)
+            mask[:, ahead] = np.array(chosen).reshape(score.shape)
+        if sparsity.m is not None and j % sparsity.m == 0:
+            mask[:, ahead] = _prune_cells(weight[:, ahead] ** 2 / np.diag(inverse)[ahead] ** 2, sparsity)
+        for o in range(weight.shape[0]):
+            if mask[o, j]:
+                error = weight[o, j] / inverse[j, j]
+                weight[o, j + 1 :] -= error * inverse[j, j + 1 :]
+                weight[o, j] = 0
+    return mask, weight
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients
+
+
+def mean_squared_gradient(
+    loss: Callable[[torch.Tensor], torch.Tensor], weights: dict[str, torch.Tensor], samples: Iterable[torch.Tensor]
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Mean over samples of the squared gradient of loss(sample) by every weight: autograd, one sample at a time.
+
+    Returns it in float64 together with the samples' losses.
+    """
+    total = {name: np.zeros(tuple(weight.shape)) for name, weight in weights.items()}
+    losses = []
+    for sample in samples:
+        value = loss(sample)
+        gradients = torch.autograd.grad(value, list(weights.values()))
+        for name, gradient in zip(weights, gradients, strict=True):
+            total[name] += gradient.double().numpy() ** 2
+        losses.append(value.item())
+    return {name: squared / len(losses) for name, squared in total.items()}, losses
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole walk of a llama
+
+
+@dataclass
+class TwoPasses:
+    """What the two passes leave behind.
+
+    Args:
+        initial: the mask of every linear after step 1.
+        final: its mask after step 2.
+        weight: its weight after step 2.
+        loss_before: of every block in the order of the walk, the mean loss of the initial masks.
+    """
+
+    initial: dict[str, torch.Tensor] = field(default_factory=dict)
+    final: dict[str, torch.Tensor] = field(default_factory=dict)
+    weight: dict[str, torch.Tensor] = field(default_factory=dict)
+    loss_before: list[float] = field(default_factory=list)
+
+
+def two_passes(
+    model: PreTrainedModel,
+    tokens_NL: torch.Tensor,
+    method: str,
+    sparsity: Sparsity,
+    *,
+    alpha: float,
+    granularity: str = "output",
+    retain: bool = False,
+) -> TwoPasses:
+    """The paper's procedure on a llama: prune the whole model first, then rebuild the whole model.
+
+    One sample at a time, through whole layers, with a dense copy of the model beside the sparse one.
+    """
+    dense, sparse = copy.deepcopy(model), copy.deepcopy(model)
+    result = TwoPasses()
+    samples, arguments = _layer_arguments(dense, tokens_NL)
+
+    hidden = list(samples)
+    for index, layer in enumerate(sparse.model.layers):
+        linears = _linears(layer)
+        inputs: dict[str, list[np.ndarray]] = {name: [] for name in linears}
+        hooks = [
+            module.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0][0].numpy()))
+            for name, module in linears.items()
+        ]
+        with torch.no_grad():
+            for x_1LD in hidden:
+                layer(x_1LD, **arguments)
+        for hook in hooks:
+            hook.remove()
+        for name, module in linears.items():
+            weight = module.weight.detach().numpy()
+            if method == "sparsegpt":
+                mask, weight = sparsegpt(weight, inputs[name], sparsity)
+            else:
+                mask = magnitude(weight, sparsity) if method == "magnitude" else wanda(weight, inputs[name], sparsity)
+            result.initial[f"model.layers.{index}.{name}"] = torch.from_numpy(mask)
+            module.weight.data = torch.from_numpy(np.where(mask, 0, weight)).float()
+        with torch.no_grad():
+            hidden = [layer(x_1LD, **arguments) for x_1LD in hidden]
+
+    hidden = list(samples)
+    for index, layer in enumerate(sparse.model.layers):
+        for part in ("self_attn", "mlp"):
+            block, dense_block = getattr(layer, part), getattr(dense.model.layers[index], part)
+            prefix = f"model.layers.{index}.{part}."
+            pruned = {name: result.initial[prefix + name] for name in _linears(block)}
+
+            def loss(x_1LD: torch.Tensor, layer=layer, block=block, dense_block=dense_block) -> torch.Tensor:
+                seen: dict[str, Any] = {}
+                hook = block.register_forward_hook(
+                    lambda _, args, kwargs, output: seen.update(args=args, kwargs=kwargs, output=output),
+                    with_kwargs=True,
+                )
+                with torch.no_grad():
+                    layer(x_1LD, **arguments)
+                hook.remove()
+                y_dense, y_sparse = _first(dense_block(*seen["args"], **seen["kwargs"])), _first(seen["output"])
+                return (y_dense - y_sparse).square().mean()
+
+            weights = {name: module.weight for name, module in _linears(dense_block).items()}
+            squared, losses = mean_squared_gradient(loss, weights, hidden)
+            result.loss_before.append(math.fsum(losses) / len(losses))
+            kept = {name: weight.detach() for name, weight in weights.items()}
+            if retain:
+                updated = {name: module.weight.detach() for name, module in _linears(block).items()}
+                kept = {name: torch.where(pruned[name], kept[name], updated[name]) for name in kept}
+            score = {name: kept[name].abs().double() * torch.from_numpy(squared[name]).sqrt() for name in kept}
+            if sparsity.m is None:
+                final, _ = exchange_block(score, pruned, granularity, alpha)
+            else:
+                final = {
+                    name: torch.tensor(
+                        [
+                            exchange_nm_by_row(row, gone, alpha, sparsity.m)[0]
+                            for row, gone in zip(score[name].tolist(), pruned[name].tolist(), strict=True)
+                        ]
+                    )
+                    for name in score
+                }
+            for name, module in _linears(block).items():
+                module.weight.data = kept[name].masked_fill(final[name], 0)
+                result.final[prefix + name] = final[name]
+                result.weight[prefix + name] = module.weight.data
+        with torch.no_grad():
+            hidden = [layer(x_1LD, **arguments) for x_1LD in hidden]
+    return result
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _layer_arguments(model: PreTrainedModel, tokens_NL: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """The embedded samples, and what else a layer is called with: in a llama the same for all layers and samples."""
+    samples: list[torch.Tensor] = []
+    arguments: dict[str, Any] = {}
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        samples.append(args[0])
+        arguments.update(kwargs)
+
+    hook = model.model.layers[0].register_forward_pre_hook(note, with_kwargs=True)
+    with torch.no_grad():
+        for tokens_L in tokens_NL:
+            model(input_ids=tokens_L[None], use_cache=False)
+    hook.remove()
+    return samples, arguments

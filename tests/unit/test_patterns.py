@@ -1,0 +1,87 @@
+"""Sparsity patterns: which weights compete, how many go, and which patterns make no sense."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from barber.errors import UserError
+from barber.patterns import NM, Unstructured
+from tests import oracles
+
+QUICK = settings(deadline=None, derandomize=True, max_examples=60)
+CELLS = [(2, 4), (4, 8), (1, 4), (3, 4), (1, 2)]
+
+scores = st.integers(0, 4).map(float) | st.floats(0, 1000, width=32, allow_subnormal=False)
+ratios = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9]) | st.floats(0, 0.99)
+
+
+@st.composite
+def matrices(draw: st.DrawFn, m: int = 1) -> torch.Tensor:
+    """Scores (O, I), I a multiple of m; one matrix in two lies in memory as GPT-2 stores its weights."""
+    shape = draw(st.integers(1, 6)), draw(st.integers(1, 12 // m)) * m
+    score_OI = torch.from_numpy(draw(arrays(np.float32, shape, elements=scores)).copy())
+    return score_OI.T.contiguous().T if draw(st.booleans()) else score_OI
+
+
+@QUICK
+@given(matrices(), ratios)
+def test_unstructured_rows_lose_the_lowest_share_of_each(score: torch.Tensor, sparsity: float) -> None:
+    expected = [oracles.lowest(row, int(len(row) * sparsity)) for row in score.tolist()]
+    assert Unstructured(sparsity).prune_rows(score).tolist() == expected
+
+
+@QUICK
+@given(matrices(), ratios.filter(bool))
+def test_unstructured_whole_loses_all_up_to_the_threshold(score: torch.Tensor, sparsity: float) -> None:
+    expected = oracles.up_to_threshold(score.flatten().tolist(), sparsity)
+    assert Unstructured(sparsity).prune_whole(score).flatten().tolist() == expected
+
+
+def test_the_threshold_takes_one_more_than_the_share() -> None:
+    """As in the published code: the score at the threshold goes too."""
+    assert Unstructured(0.5).prune_whole(torch.rand(4, 8, generator=torch.Generator().manual_seed(0))).sum() == 17
+
+
+def test_no_sparsity_prunes_nothing() -> None:
+    score = torch.zeros(3, 4)
+    assert not Unstructured(0).prune_whole(score).any()
+    assert not Unstructured(0).prune_rows(score).any()
+
+
+@pytest.mark.parametrize(("n", "m"), CELLS)
+@QUICK
+@given(data=st.data())
+def test_nm_keeps_the_n_highest_of_every_m(n: int, m: int, data: st.DataObject) -> None:
+    score = data.draw(matrices(m))
+    expected = [oracles.lowest_of_cells(row, n, m) for row in score.tolist()]
+    assert NM(n, m).prune_rows(score).tolist() == expected
+    assert NM(n, m).prune_whole(score).tolist() == expected
+
+
+@pytest.mark.parametrize(("n", "m", "sparsity"), [(2, 4, 0.5), (4, 8, 0.5), (1, 4, 0.75), (3, 4, 0.25)])
+def test_nm_is_n_kept_of_m(n: int, m: int, sparsity: float) -> None:
+    assert NM(n, m).sparsity == sparsity
+    assert str(NM(n, m)) == f"{n}:{m}"
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(sparsity: float) -> None:
+    with pytest.raises(UserError, match=f"^sparsity must be at least 0 and below 1, not {sparsity}$"):
+        Unstructured(sparsity)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "message"),
+    [
+        (0, 4, "n must be at least 1, not 0"),
+        (4, 4, r"n must be below m \(4\), not 4"),
+        (8, 4, r"n must be below m \(4\), not 8"),
+        (1, 0, r"n must be below m \(0\), not 1"),
+    ],
+)
+def test_a_cell_that_keeps_nothing_or_all_is_refused(n: int, m: int, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}$"):
+        NM(n, m)
