@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/barber
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

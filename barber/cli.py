@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,15 @@ def _job(config: DictConfig) -> None:
         show(record, folder)
     except BarberError as error:
         log.debug("The run failed.", exc_info=True)  # run.log has the traceback, the console one sentence
+        exit_code = _say(str(error), error.exit_code)
         if hydra_config.mode == RunMode.RUN:  # here Hydra would add a line of its own to an exception
-            raise SystemExit(_say(str(error), error.exit_code)) from error
+            raise SystemExit(exit_code) from error
+        # A sweep keeps the exceptions of its jobs to the end, and with their frames the models.
+        traceback.clear_frames(error.__traceback__)
         raise
-    except BaseException:
+    except BaseException as error:
         log.debug("The run failed.", exc_info=True)
+        traceback.clear_frames(error.__traceback__)
         raise
 
 

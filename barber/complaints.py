@@ -9,8 +9,6 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-_FORM = "an override is KEY=VALUE or GROUP=CHOICE, without blanks around ="
-
 
 def sentence(error: Exception) -> str:
     """What is wrong, the full key, and what would be right."""
@@ -19,7 +17,8 @@ def sentence(error: Exception) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _choice_sentence(group, choice, error.options)
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: {_FORM}; a value with special characters needs quotes: \"KEY='VALUE'\""
+        form = "an override is KEY=VALUE or GROUP=CHOICE, without blanks around ="
+        return f"cannot read {error.override!r}: {form}; a value with special characters needs quotes: \"KEY='VALUE'\""
     if isinstance(cause, OmegaConfBaseException):
         return _key_sentence(cause)
     if isinstance(error, OmegaConfBaseException):
@@ -32,7 +31,7 @@ def sentence(error: Exception) -> str:
         return f"{unknown_group[1]}: no such key or group; `barber --help` lists them"
     if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'(?= 1\.)", text):
         key, values = several.groups()
-        return f"{key}={values}: values between commas are a sweep, with -m; a comma of one's own needs quotes: \"{key}='{values}'\""
+        return f"{key}={values}: a sweep over several values needs -m; a comma in a value, quotes: \"{key}='{values}'\""
     return text
 
 
@@ -43,7 +42,7 @@ def nameless_choice(arguments: Sequence[str]) -> str | None:
         known = _choices(group)
         if known and choice not in known:
             return _choice_sentence(group, choice, known)
-    return next((f"cannot read {argument!r}: {_FORM}" for argument in arguments if argument.startswith("=")), None)
+    return None
 
 
 def did_you_mean(name: str, known: list[str], prefix: str = "") -> str:

@@ -53,14 +53,14 @@ def exchange_cells_by_row(score_OI: Tensor, pruned_OI: Tensor, alpha: float, m: 
     Returns the new mask (O, I) and the number of exchanges of every row (O,), int64.
     """
     cells = (-1, m)
-    eligible_OI = pruned_OI & _best_of_cell(score_OI.view(cells), pruned_OI.view(cells)).view_as(pruned_OI)
+    eligible_OI = pruned_OI & _best_of_cell(score_OI.reshape(cells), pruned_OI.reshape(cells)).view_as(pruned_OI)
     growth_OI, growth_order_OI = _descending(score_OI, eligible_OI)
     loss_OI, _ = _ascending(score_OI, ~pruned_OI)
     count_O = _budget((growth_OI > loss_OI).sum(dim=1), alpha)
     grown_OI = torch.zeros_like(pruned_OI).scatter_(1, growth_order_OI, _first(count_O, score_OI))
 
-    kept_CM = ~pruned_OI.view(cells)
-    _, loss_order_CM = _ascending(score_OI.view(cells), kept_CM)
+    kept_CM = ~pruned_OI.reshape(cells)
+    _, loss_order_CM = _ascending(score_OI.reshape(cells), kept_CM)
     grown_in_cell_C = grown_OI.view(cells).sum(dim=1)
     dropped_CM = torch.zeros_like(kept_CM).scatter_(1, loss_order_CM, _first(grown_in_cell_C, kept_CM))
     return pruned_OI & ~grown_OI | dropped_CM.view_as(pruned_OI), count_O
@@ -75,7 +75,7 @@ def exchange_inside_cells(score_OI: Tensor, pruned_OI: Tensor, alpha: float, m: 
 
     Returns the new mask (O, I) and the number of exchanges of every row (O,), int64.
     """
-    score_CM, pruned_CM = score_OI.view(-1, m), pruned_OI.view(-1, m)
+    score_CM, pruned_CM = score_OI.reshape(-1, m), pruned_OI.reshape(-1, m)
     growth_CM, growth_order_CM = _descending(score_CM, pruned_CM)
     loss_CM, loss_order_CM = _ascending(score_CM, ~pruned_CM)
     gain_OI = (growth_CM - loss_CM).view_as(score_OI)

@@ -130,7 +130,7 @@ class _Run:
             if experiment.rebuild is None:
                 self._evaluate("pruned", model, inputs)
             else:
-                if self._measures("pruned"):
+                if stage is not None:
                     with stage.in_place(model):
                         self._evaluate("pruned", model, inputs)
                 self._evaluate("rebuilt", model, inputs)
@@ -202,15 +202,15 @@ class _Run:
         self.record.write(self.folder)
         log.info("Perplexity of the %s model: %s.", stage, display.perplexity(result))
 
-    def _prune(self, model: PreTrainedModel, inputs: Inputs) -> tuple[PrunedStage, dict[str, Tensor]]:
-        """Walk the decoder layers; returns the differences of the pruned stage and, for their export, the masks."""
+    def _prune(self, model: PreTrainedModel, inputs: Inputs) -> tuple[PrunedStage | None, dict[str, Tensor]]:
+        """Walk the decoder layers; returns the pruned stage if it is to be measured, and the masks to be exported."""
         experiment, record, calibration = self.experiment, self.record, inputs.calibration
         assert experiment.pruner is not None and calibration is not None
         seqlen = calibration.tokens_NL.shape[1]
         batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
         record.machine["batch_size"] = batch_size
-        keep_stage = experiment.rebuild is not None and self._measures("pruned")
-        stage, masks = PrunedStage(), dict[str, Tensor]()
+        stage = PrunedStage() if experiment.rebuild is not None and self._measures("pruned") else None
+        masks: dict[str, Tensor] = {}
         num_layers = len(Decoder(model).layers)
         blocks: list[BlockReport] = []
         with (
@@ -227,7 +227,7 @@ class _Run:
                 log.info(display.describe(block, num_layers))
                 self.tracking.block(len(blocks), block)
                 for linear in result.linears:
-                    if keep_stage:
+                    if stage is not None:
                         stage.collect(linear)
                     if isinstance(experiment.export, MaskFile):
                         experiment.export.collect(masks, linear)

@@ -112,7 +112,8 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
     """
     if tokenizer is None:
         raise UserError(
-            "the model has no tokenizer, so text is of no use; give token ids instead, with calibration=tokens or evals/text=tokens"
+            "the model has no tokenizer, so text is of no use; give token ids instead (calibration=tokens, "
+            "evals/text=tokens)"
         )
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
     assert isinstance(ids, Tensor)

@@ -48,9 +48,7 @@ def exchange(scores: Sequence[float], pruned: Sequence[bool], alpha: float) -> t
     return _swapped(pruned, growth[:exchanged], loss[:exchanged]), exchanged
 
 
-def exchange_nm_by_row(
-    scores: Sequence[float], pruned: Sequence[bool], alpha: float, m: int
-) -> tuple[list[bool], int]:
+def exchange_nm_by_row(scores: Sequence[float], pruned: Sequence[bool], alpha: float, m: int) -> tuple[list[bool], int]:
     """The paper's N:M exchange of one output row: growth is decided over the row, loss inside each cell of `m`."""
     growth: list[int] = []
     for cell in _cells(len(scores), m):
@@ -233,12 +231,14 @@ class TwoPasses:
         final: its mask after step 2.
         weight: its weight after step 2.
         loss_before: of every block in the order of the walk, the mean loss of the initial masks.
+        loss_after: the same of the rebuilt masks.
     """
 
     initial: dict[str, torch.Tensor] = field(default_factory=dict)
     final: dict[str, torch.Tensor] = field(default_factory=dict)
     weight: dict[str, torch.Tensor] = field(default_factory=dict)
     loss_before: list[float] = field(default_factory=list)
+    loss_after: list[float] = field(default_factory=list)
 
 
 def two_passes(
@@ -264,7 +264,7 @@ def two_passes(
         linears = _linears(layer)
         inputs: dict[str, list[np.ndarray]] = {name: [] for name in linears}
         hooks = [
-            module.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0][0].numpy()))
+            module.register_forward_pre_hook(lambda _, args, seen=inputs[name]: seen.append(args[0][0].numpy()))
             for name, module in linears.items()
         ]
         with torch.no_grad():
@@ -326,6 +326,7 @@ def two_passes(
                 module.weight.data = kept[name].masked_fill(final[name], 0)
                 result.final[prefix + name] = final[name]
                 result.weight[prefix + name] = module.weight.data
+            result.loss_after.append(math.fsum(loss(x_1LD).item() for x_1LD in hidden) / len(hidden))
         with torch.no_grad():
             hidden = [layer(x_1LD, **arguments) for x_1LD in hidden]
     return result

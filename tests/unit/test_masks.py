@@ -63,7 +63,9 @@ def kept_score(score: torch.Tensor, pruned: torch.Tensor, m: int) -> torch.Tenso
 
 @QUICK
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=scores), st.data())
-def test_lowest_prunes_the_lowest_of_every_group_and_the_earlier_of_equals(score: np.ndarray, data: st.DataObject):
+def test_lowest_prunes_the_lowest_of_every_group_and_the_earlier_of_equals(
+    score: np.ndarray, data: st.DataObject
+) -> None:
     count = data.draw(st.integers(0, score.shape[1]))
     expected = [oracles.lowest(row, count) for row in score.tolist()]
     assert masks.lowest(as_tensor(score), count).tolist() == expected
@@ -71,7 +73,7 @@ def test_lowest_prunes_the_lowest_of_every_group_and_the_earlier_of_equals(score
 
 @QUICK
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=scores), st.data())
-def test_at_most_the_prunes_everything_up_to_the_threshold(score: np.ndarray, data: st.DataObject):
+def test_at_most_the_prunes_everything_up_to_the_threshold(score: np.ndarray, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, score.shape[1] - 1))
     expected = [[value <= sorted(row)[index] for value in row] for row in score.tolist()]
     assert masks.at_most_the(index, as_tensor(score)).tolist() == expected
@@ -79,7 +81,7 @@ def test_at_most_the_prunes_everything_up_to_the_threshold(score: np.ndarray, da
 
 @QUICK
 @given(groups(), alphas)
-def test_exchange_is_the_papers(case: tuple[torch.Tensor, torch.Tensor], alpha: float):
+def test_exchange_is_the_papers(case: tuple[torch.Tensor, torch.Tensor], alpha: float) -> None:
     mask, count = masks.exchange(*case, alpha)
     expected_mask, expected_count = row_by_row(oracles.exchange, *case, alpha)
     assert torch.equal(mask, expected_mask)
@@ -90,7 +92,7 @@ def test_exchange_is_the_papers(case: tuple[torch.Tensor, torch.Tensor], alpha: 
 @given(groups(), alphas)
 def test_exchange_leaves_the_number_of_pruned_weights_of_every_group(
     case: tuple[torch.Tensor, torch.Tensor], alpha: float
-):
+) -> None:
     score, pruned = case
     mask, count = masks.exchange(score, pruned, alpha)
     assert torch.equal(mask.sum(dim=1), pruned.sum(dim=1))
@@ -99,7 +101,7 @@ def test_exchange_leaves_the_number_of_pruned_weights_of_every_group(
 
 @QUICK
 @given(groups())
-def test_a_full_exchange_leaves_no_pair_worth_exchanging(case: tuple[torch.Tensor, torch.Tensor]):
+def test_a_full_exchange_leaves_no_pair_worth_exchanging(case: tuple[torch.Tensor, torch.Tensor]) -> None:
     score, pruned = case
     mask, _ = masks.exchange(score, pruned, 1.0)
     best_pruned = score.masked_fill(~mask, -torch.inf).amax(dim=1)
@@ -109,13 +111,13 @@ def test_a_full_exchange_leaves_no_pair_worth_exchanging(case: tuple[torch.Tenso
 
 @QUICK
 @given(groups())
-def test_an_exchange_of_nothing_changes_nothing(case: tuple[torch.Tensor, torch.Tensor]):
+def test_an_exchange_of_nothing_changes_nothing(case: tuple[torch.Tensor, torch.Tensor]) -> None:
     mask, count = masks.exchange(*case, 0.0)
     assert torch.equal(mask, case[1])
     assert not count.any()
 
 
-def test_the_number_exchanged_is_rounded_down_as_python_does():
+def test_the_number_exchanged_is_rounded_down_as_python_does() -> None:
     """0.29 * 100 is 28.999999999999996 in float64, and 29 in float32."""
     score = torch.cat([torch.full((1, 100), 2.0), torch.ones(1, 100)], dim=1)
     pruned = score > 1
@@ -123,7 +125,7 @@ def test_the_number_exchanged_is_rounded_down_as_python_does():
     assert count.tolist() == [int(100 * 0.29)] == [28]
 
 
-def test_a_group_that_takes_back_all_its_pruned_weights_loses_none_of_them():
+def test_a_group_that_takes_back_all_its_pruned_weights_loses_none_of_them() -> None:
     """The authors' thresholds lose one growth here."""
     score = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
     pruned = torch.tensor([[True, True, False, False]])
@@ -133,7 +135,7 @@ def test_a_group_that_takes_back_all_its_pruned_weights_loses_none_of_them():
 @CELLS
 @QUICK
 @given(data=st.data(), alpha=alphas)
-def test_exchange_of_cells_by_row_is_the_papers(n: int, m: int, data: st.DataObject, alpha: float):
+def test_exchange_of_cells_by_row_is_the_papers(n: int, m: int, data: st.DataObject, alpha: float) -> None:
     case = data.draw(rows_of_cells(n, m))
     mask, count = masks.exchange_cells_by_row(*case, alpha, m)
     expected_mask, expected_count = row_by_row(oracles.exchange_nm_by_row, *case, alpha, m)
@@ -144,7 +146,9 @@ def test_exchange_of_cells_by_row_is_the_papers(n: int, m: int, data: st.DataObj
 @CELLS
 @QUICK
 @given(data=st.data(), alpha=alphas)
-def test_exchange_inside_cells_takes_the_largest_gains_of_the_row(n: int, m: int, data: st.DataObject, alpha: float):
+def test_exchange_inside_cells_takes_the_largest_gains_of_the_row(
+    n: int, m: int, data: st.DataObject, alpha: float
+) -> None:
     # Gains of whole numbers are exact: the order of the pairs is a matter of the rule, not of rounding.
     case = data.draw(rows_of_cells(n, m, st.integers(0, 30).map(float)))
     mask, count = masks.exchange_inside_cells(*case, alpha, m)
@@ -157,7 +161,7 @@ def test_exchange_inside_cells_takes_the_largest_gains_of_the_row(n: int, m: int
 @pytest.mark.parametrize("function", [masks.exchange_cells_by_row, masks.exchange_inside_cells])
 @QUICK
 @given(data=st.data(), alpha=alphas)
-def test_every_cell_keeps_n_of_m(function: Any, n: int, m: int, data: st.DataObject, alpha: float):
+def test_every_cell_keeps_n_of_m(function: Any, n: int, m: int, data: st.DataObject, alpha: float) -> None:
     score, pruned = data.draw(rows_of_cells(n, m))
     mask, count = function(score, pruned, alpha, m)
     assert ((~mask).view(-1, m).sum(dim=1) == n).all()
@@ -169,7 +173,7 @@ def test_every_cell_keeps_n_of_m(function: Any, n: int, m: int, data: st.DataObj
 @given(data=st.data(), alpha=alphas)
 def test_exchange_inside_cells_never_lowers_the_kept_score_of_a_cell(
     n: int, m: int, data: st.DataObject, alpha: float
-):
+) -> None:
     score, pruned = data.draw(rows_of_cells(n, m))
     mask, _ = masks.exchange_inside_cells(score, pruned, alpha, m)
     before, after = kept_score(score, pruned, m), kept_score(score, mask, m)
@@ -180,14 +184,14 @@ def test_exchange_inside_cells_never_lowers_the_kept_score_of_a_cell(
 @CELLS
 @QUICK
 @given(data=st.data())
-def test_a_full_exchange_inside_cells_keeps_the_best_of_every_cell(n: int, m: int, data: st.DataObject):
+def test_a_full_exchange_inside_cells_keeps_the_best_of_every_cell(n: int, m: int, data: st.DataObject) -> None:
     score, pruned = data.draw(rows_of_cells(n, m))
     mask, _ = masks.exchange_inside_cells(score, pruned, 1.0, m)
     best = torch.tensor([sum(sorted(cell, reverse=True)[:n]) for cell in score.double().view(-1, m).tolist()])
     assert torch.allclose(kept_score(score, mask, m), best.double(), rtol=1e-6)
 
 
-def test_the_papers_exchange_of_cells_may_lose_score_in_a_cell():
+def test_the_papers_exchange_of_cells_may_lose_score_in_a_cell() -> None:
     """The pairing is by row: the row's best pair is 5 for 1, yet 5 shares its cell with 6 and 7 only."""
     score = torch.tensor([[5.0, 4.0, 6.0, 7.0, 1.0, 2.0, 0.0, 0.0]])
     pruned = torch.tensor([[True, True, False, False, False, False, True, True]])

@@ -107,7 +107,9 @@ def test_sparsegpt_harms_the_outputs_less_than_its_mask_alone() -> None:
 def test_sparsegpt_without_damping_names_the_setting_that_would_help() -> None:
     weight, x = linear()
     x = x[:1, :1].expand_as(x)  # the same token over and over
-    with pytest.raises(NumericsError, match=r"not positive definite with pruner\.damping=0;.* a larger pruner\.damping"):
+    with pytest.raises(
+        NumericsError, match=r"not positive definite with pruner\.damping=0;.* a larger pruner\.damping"
+    ):
         prune(SparseGPT(damping=0), weight, x, Unstructured(0.5))
 
 

@@ -1,6 +1,8 @@
 """What a pass over the calibration set leaves behind is the same however the samples are batched."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,13 +142,25 @@ def test_observed_outputs_give_the_gradients_of_autograd(batch_size: int) -> Non
         np.testing.assert_allclose(statistic.value().numpy(), expected[name], rtol=1e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("observing", [lambda modules: observing_inputs(modules, lambda: Hessian(1)), observing_outputs])
-def test_nothing_is_observed_once_the_context_is_left(observing) -> None:
+@pytest.mark.parametrize(
+    "observing", [lambda modules: observing_inputs(modules, lambda: Hessian(1)), observing_outputs]
+)
+def test_nothing_is_observed_once_the_context_is_left(
+    observing: Callable[[dict[str, nn.Module]], AbstractContextManager[dict[str, Any]]],
+) -> None:
+    """Not even if it was left by an error."""
     module = Gated()
-    with pytest.raises(KeyError), observing(linears(module)) as seen:
-        module(inputs())
-        raise KeyError
-    assert set(seen) == {"gate", "up", "down"}
-    seen.clear()
+    observed: list[dict[str, Any]] = []
+
+    def failing() -> None:
+        with observing(linears(module)) as seen:
+            module(inputs())
+            observed.append(seen)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert set(observed[0]) == {"gate", "up", "down"}
+    observed[0].clear()
     module(inputs())
-    assert not seen
+    assert not observed[0]

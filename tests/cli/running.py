@@ -1,0 +1,108 @@
+"""`barber` inside the tests' own process, as a shell would run it: seconds less than a process each."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import save_file
+
+from barber import cli
+from tests import tiny
+
+TEXT = "It is a truth universally acknowledged, that a text of bytes is as good as any to try things out. " * 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a shell sees of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def barber(*arguments: str) -> Result:
+    """Run `barber ARGUMENTS`."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        _own_logging(err),
+        mock.patch.dict(os.environ),
+        mock.patch.object(sys, "argv", ["barber", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            GlobalHydra.instance().clear()
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def complaint(result: Result) -> str:
+    """The one sentence with which a command refused the user's input; nothing else may be on stderr."""
+    assert result.code == 2, result
+    assert re.fullmatch(r"barber: [^\n]+\n", result.err), result.err
+    assert "Traceback" not in result.out
+    return result.err.removeprefix("barber: ").removesuffix("\n")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of a run."""
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return record
+
+
+def write_inputs(folder: Path) -> None:
+    """What a small run needs: `text.md`, `tokens.safetensors`, and `model`, a llama that was saved."""
+    (folder / "text.md").write_text(TEXT, encoding="utf-8")
+    save_file({"tokens": tiny.tokens(6, 32)}, folder / "tokens.safetensors")
+    save_model(tiny.model("llama"), folder / "model")
+
+
+def save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """Save a model, without the progress bar."""
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+
+
+def linear_weights(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of all linears in the decoder layers of a llama, by the linears' names."""
+    layers = {f"model.{name}": module for name, module in model.model.named_modules() if name.startswith("layers.")}
+    return {name: module.weight.detach() for name, module in layers.items() if isinstance(module, torch.nn.Linear)}
+
+
+@contextlib.contextmanager
+def _own_logging(err: io.StringIO) -> Iterator[None]:
+    """Put the handlers of the logs back afterwards; what transformers warns of goes to `err` meanwhile."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    warnings = [h for h in logging.getLogger("transformers").handlers if type(h) is logging.StreamHandler]
+    streams = [handler.setStream(err) for handler in warnings]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(warnings, streams, strict=True):
+            handler.setStream(stream or sys.stderr)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)

