@@ -130,9 +130,10 @@ def prune(
 
 
 def fitting_batch_size(config: PreTrainedConfig, seqlen: int, device: torch.device) -> int:
-    """How many samples of `seqlen` tokens fit through a block with its gradients, in a tenth of the free memory.
+    """How many samples of `seqlen` tokens go through a block with its gradients in a tenth of the device's memory.
 
-    At most 4096 tokens on a CPU, where more only fall out of the caches, and 32768 on a GPU.
+    At most 4096 tokens on a CPU, where more only fall out of the caches, and 32768 on a GPU. What is free at the moment
+    is not asked: the same run on the same machine has to have the same batches, for the last bits depend on them.
     """
     text = config.get_text_config()
     hidden = text.hidden_size
@@ -142,10 +143,10 @@ def fitting_batch_size(config: PreTrainedConfig, seqlen: int, device: torch.devi
     # weights of the plain (not fused) kernel twice
     bytes_per_sample = 4 * seqlen * (10 * hidden + 6 * (inner or 4 * hidden) + 2 * heads * seqlen)
     if device.type == "cuda":
-        free, most_tokens = torch.cuda.mem_get_info(device)[0], 32768
+        memory, most_tokens = torch.cuda.get_device_properties(device).total_memory, 32768
     else:
-        free, most_tokens = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), 4096
-    return max(1, min(int(free) // 10 // int(bytes_per_sample), most_tokens // seqlen))
+        memory, most_tokens = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 4096
+    return max(1, min(int(memory) // 10 // int(bytes_per_sample), most_tokens // seqlen))
 
 
 def _has(config: PreTrainedConfig, key: str) -> bool:

@@ -52,9 +52,12 @@ class MaskFile:
         """Write the file, whole or not at all; returns it."""
         path = out / "masks.safetensors"
         unfinished = out / ".masks.safetensors.unfinished"
-        save_file(masks, unfinished)
-        unfinished.chmod(0o666 & ~_umask())
-        unfinished.rename(path)
+        try:
+            save_file(masks, unfinished)
+            unfinished.chmod(0o666 & ~_umask())
+            unfinished.rename(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         return path
 
 

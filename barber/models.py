@@ -37,7 +37,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class ModelSource(Protocol):
-    """A model that can be loaded; nothing is read before it is asked for."""
+    """A model that can be loaded; nothing is read before it is asked for. str(source) is what people call it."""
 
     def config(self) -> PreTrainedConfig:
         """The architecture, without any weight."""
@@ -69,6 +69,9 @@ class Pretrained:
     revision: str | None = None
     dtype: Dtype = "auto"
     trust_remote_code: bool = False
+
+    def __str__(self) -> str:
+        return Path(self.path).name if self.local else self.path
 
     def config(self) -> PreTrainedConfig:
         if self.local:
@@ -156,6 +159,9 @@ class Packaged:
     file: str
     install: str
 
+    def __str__(self) -> str:
+        return Path(self.file).stem
+
     def config(self) -> PreTrainedConfig:
         return self._folder().config()
 
@@ -192,6 +198,9 @@ class RandomModel:
     model_type: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+
+    def __str__(self) -> str:
+        return f"a random {self.model_type} model"
 
     def config(self) -> PreTrainedConfig:
         try:

@@ -270,7 +270,7 @@ class _Run:
                 return
             card = model_card(
                 name=self.experiment.name,
-                base=model.config.name_or_path or model.config.model_type,
+                base=str(self.experiment.model),
                 pattern=str(self.experiment.pattern),
                 sparsity=record.sparsity,
                 config_yaml=yaml.safe_dump(record.config, sort_keys=False),

@@ -157,8 +157,9 @@ class Walk:
         decoder = Decoder(self.model)
         with self.stopwatch("embed"):
             inputs = decoder.inputs(self.tokens_NL, self.batch_size, self.device)
-            pruned = Stream(inputs, inputs.hidden_NLD, self.batch_size)
-            rebuilt = Stream(inputs, inputs.hidden_NLD.clone(), self.batch_size)
+            pruned = rebuilt = Stream(inputs, inputs.hidden_NLD, self.batch_size)
+            if self.rebuild is not None and self.pruner.statistic is not None:
+                rebuilt = Stream(inputs, inputs.hidden_NLD.clone(), self.batch_size)
         for index, layer in enumerate(decoder.layers):
             with layer.at_work(self.device), torch.no_grad():
                 results = list(self._layer(index, layer, pruned, rebuilt))

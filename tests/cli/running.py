@@ -75,7 +75,8 @@ def write_inputs(folder: Path) -> None:
     """What a small run needs: `text.md`, `tokens.safetensors`, and `model`, a llama that was saved."""
     (folder / "text.md").write_text(TEXT, encoding="utf-8")
     save_file({"tokens": tiny.tokens(6, 32)}, folder / "tokens.safetensors")
-    save_model(tiny.model("llama"), folder / "model")
+    # as wide as it has to be for a tenth of a row's pairs to be one at least
+    save_model(tiny.model("llama", hidden_size=128, intermediate_size=192), folder / "model")
 
 
 def save_model(model: transformers.PreTrainedModel, folder: Path) -> None:

@@ -222,7 +222,7 @@ FILES = {
         "calibration: the model has no tokenizer, so text is of no use; "
         "give token ids instead (calibration=tokens, evals/text=tokens)"
     ),
-    "evals=perplexity": (
+    "evals=perplexity evals/text=files evals.text.path=text.md": (
         "evals.text: the model has no tokenizer, so text is of no use; "
         "give token ids instead (calibration=tokens, evals/text=tokens)"
     ),

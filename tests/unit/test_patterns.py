@@ -1,28 +1,27 @@
 """Sparsity patterns: which weights compete, how many go, and which patterns make no sense."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from barber.errors import UserError
 from barber.patterns import NM, Unstructured
 from tests import oracles
 
-QUICK = settings(deadline=None, derandomize=True, max_examples=60)
+QUICK = settings(deadline=None, derandomize=True, max_examples=80)
 CELLS = [(2, 4), (4, 8), (1, 4), (3, 4), (1, 2)]
 
-scores = st.integers(0, 4).map(float) | st.floats(0, 1000, width=32, allow_subnormal=False)
 ratios = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9]) | st.floats(0, 0.99)
 
 
 @st.composite
 def matrices(draw: st.DrawFn, m: int = 1) -> torch.Tensor:
-    """Scores (O, I), I a multiple of m; one matrix in two lies in memory as GPT-2 stores its weights."""
-    shape = draw(st.integers(1, 6)), draw(st.integers(1, 12 // m)) * m
-    score_OI = torch.from_numpy(draw(arrays(np.float32, shape, elements=scores)).copy())
+    """Scores (O, I), I a multiple of m, many of them tied; one matrix in two lies in memory as GPT-2 stores weights."""
+    shape = draw(st.integers(1, 6)), draw(st.integers(1, 16 // m)) * m
+    # The numbers come from a seed: arrays that hypothesis draws are mostly one value.
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    score_OI = torch.randint(draw(st.sampled_from([1, 3, 10, 2**20])), shape, generator=generator).float()
     return score_OI.T.contiguous().T if draw(st.booleans()) else score_OI
 
 

@@ -329,6 +329,15 @@ def test_a_full_exchange_by_weight_is_magnitude_pruning_by_row() -> None:
         assert (linear.weight_OI == 0).tolist() == expected, linear.name
 
 
+def test_zeros_that_the_dense_model_brought_along_are_counted() -> None:
+    """The report says what is in the model, not what the masks say."""
+    model = tiny.model("llama")
+    model.model.layers[0].mlp.up_proj.weight.data[3] = 0
+    report = prune(model, tokens(), pattern=NM(2, 4), pruner=Wanda(), rebuild=Barber(alpha=ALPHA))
+    rows, inputs = model.model.layers[0].mlp.up_proj.weight.shape
+    assert report.linears["model.layers.0.mlp.up_proj"]["zeros"] == (rows + 1) * inputs // 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,398 @@
+"""Whole runs of the command, on models that take no time: what they leave behind, and that it is true."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from barber import NM, Barber, Wanda, prune
+from barber.calibration import CalibrationSet
+from barber.evals import Perplexity
+from barber.texts import TokenFile
+from barber.tracking import Wandb
+from tests import tiny
+from tests.cli.running import TEXT, Result, barber, linear_weights, record_of, save_model, write_inputs
+
+LINEARS = [
+    f"model.layers.{layer}.{path}"
+    for layer in (0, 1)
+    for path in (
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    save_file({"tokens": tiny.tokens(9, 32, seed=3)}, folder / "evaluation.safetensors")
+    return folder
+
+
+def command(inputs: Path, out: Path, rebuild: str = "rebuild=barber rebuild.alpha=0.1") -> list[str]:
+    """The command of the contract."""
+    return [
+        "model=local",
+        f"model.path={inputs / 'model'}",
+        "calibration=tokens",
+        f"calibration.path={inputs / 'tokens.safetensors'}",
+        "pattern=2of4",
+        "pruner=wanda",
+        *rebuild.split(),
+        "metric=weight_gradient",
+        "evals=none",
+        "export=hf",
+        f"hydra.run.dir={out}",
+    ]
+
+
+def perplexity(inputs: Path) -> list[str]:
+    path = inputs / "evaluation.safetensors"
+    return ["evals=perplexity", "evals/text=tokens", f"evals.text.path={path}", "evals.seqlen=16"]
+
+
+def done(*arguments: str) -> Result:
+    """Run a command that has to go well, without a word on stderr."""
+    result = barber(*arguments)
+    assert (result.code, result.err) == (0, ""), result
+    return result
+
+
+def layers_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if "unfinished" in path.name]
+
+
+@pytest.fixture(scope="module")
+def run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the contract's command."""
+    out = tmp_path_factory.mktemp("run")
+    done(*command(inputs, out))
+    return out
+
+
+def test_the_folder_of_a_run_holds_what_is_promised_and_nothing_unfinished(run: Path) -> None:
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    hydras = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
+    model = {f"model/{name}" for name in ("config.json", "generation_config.json", "model.safetensors", "README.md")}
+    assert files == {"record.json", "layers.jsonl", "run.log", "loss.png"} | hydras | model
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    log = (run / "run.log").read_text(encoding="utf-8")
+    assert "Calibration: 6 samples of 32 tokens" in log
+    assert log.count("pairs exchanged") == 4
+    assert "Finished in" in log
+
+
+def test_the_record_tells_the_config_the_code_the_seeds_and_the_calibration_set(inputs: Path, run: Path) -> None:
+    record = record_of(run)
+    assert (record["status"], record["error"], record["traceback"]) == ("success", None, None)
+    assert record["started"] <= record["finished"]
+    assert record["overrides"] == command(inputs, run)[:-1]
+    config = record["config"]
+    assert config["model"]["path"] == str(inputs / "model")
+    assert config["pattern"] == {"_target_": "barber.patterns.NM", "n": 2, "m": 4}
+    assert config["rebuild"]["alpha"] == 0.1
+    assert config["rebuild"]["metric"] == {"_target_": "barber.metrics.WeightGradient"}
+    assert (config["evals"], config["seed"]) == (None, 0)
+    assert "${" not in json.dumps(config)
+    assert {"python", "llm-barber", "torch", "transformers", "safetensors"} <= set(record["versions"])
+    assert record["seeds"] == {"run": 0, "calibration": None}
+    assert record["machine"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    digest = CalibrationSet(tiny.tokens(6, 32), "").digest
+    assert record["calibration"] == {
+        "source": f"token ids of {inputs / 'tokens.safetensors'}",
+        "samples": 6,
+        "seqlen": 32,
+        "digest": digest,
+    }
+    assert set(record["seconds"]) == {"prepare", "load", "walk", "export"}
+    assert all(seconds >= 0 for seconds in (*record["seconds"].values(), *record["walk_seconds"].values()))
+    assert sum(record["walk_seconds"].values()) <= record["seconds"]["walk"]
+
+
+@pytest.mark.skipif(
+    not (Path(__file__).parents[2] / ".git").exists() or shutil.which("git") is None, reason="not a git checkout"
+)
+def test_the_record_tells_the_commit_and_whether_files_differ_from_it(run: Path) -> None:
+    git = record_of(run)["git"]
+    assert re.fullmatch(r"[0-9a-f]{40}", git["commit"])
+    assert git["dirty"] in (True, False)
+
+
+def test_the_recorded_zeros_are_those_of_the_exported_weights(run: Path) -> None:
+    record, weights = record_of(run), linear_weights(loaded(run / "model"))
+    assert list(record["linears"]) == LINEARS
+    assert set(weights) == set(LINEARS)
+    for name, weight in weights.items():
+        assert record["linears"][name]["zeros"] == int((weight == 0).sum())
+        assert record["linears"][name]["weights"] == weight.numel()
+        assert ((weight.reshape(-1, 4) == 0).sum(dim=1) == 2).all()
+    assert record["sparsity"]["sparsity"] == 0.5
+    assert record["sparsity"]["zeros"] * 2 == record["sparsity"]["weights"]
+    assert record["sparsity"]["exchanged"] == sum(counts["exchanged"] for counts in record["linears"].values())
+
+
+def test_layers_jsonl_has_a_line_a_block(run: Path) -> None:
+    lines = layers_of(run)
+    blocks = [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
+    assert [(line["layer"], line["block"]) for line in lines] == blocks
+    fields = {"layer", "block", "sparsity", "exchanged", "loss_before", "loss_after", "seconds", "linears"}
+    for line in lines:
+        assert set(line) == fields
+        assert line["sparsity"] == 0.5
+        assert line["loss_before"] > 0
+        assert line["loss_after"] > 0
+    assert sum(line["exchanged"] for line in lines) == record_of(run)["sparsity"]["exchanged"] > 0
+
+
+def test_the_exported_model_computes_what_the_function_call_gives(inputs: Path, run: Path) -> None:
+    model, tokens_NL = loaded(inputs / "model"), tiny.tokens(6, 32)
+    batch_size = record_of(run)["machine"]["batch_size"]
+    prune(model, tokens_NL, pattern=NM(2, 4), pruner=Wanda(), rebuild=Barber(alpha=0.1), batch_size=batch_size)
+    with torch.no_grad():
+        assert torch.equal(loaded(run / "model")(tokens_NL).logits, model(tokens_NL).logits)
+
+
+def test_the_model_card_has_the_config_and_the_sparsity(run: Path) -> None:
+    card, record = (run / "model" / "README.md").read_text(encoding="utf-8"), record_of(run)
+    assert "pruned to 2:4 sparsity" in card
+    assert f"{record['sparsity']['zeros']:,} of the {record['sparsity']['weights']:,} weights" in card
+    assert "(50.00%)" in card
+    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == record["config"]
+    assert "tags" in yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_exported_files_may_be_read_by_whoever_may_read_the_folder(run: Path) -> None:
+    files = [path for path in (run / "model").iterdir() if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(run / "record.json").stat().st_mode}
+    assert (run / "model").stat().st_mode == (run / ".hydra").stat().st_mode
+
+
+def test_the_same_config_gives_the_same_bytes_again(inputs: Path, run: Path, tmp_path: Path) -> None:
+    done(*command(inputs, tmp_path))
+    again, first = record_of(tmp_path), record_of(run)
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+    for key in ("config", "seeds", "calibration", "sparsity", "linears", "results", "files"):
+        assert again[key] == first[key]
+    without_seconds = [[{**line, "seconds": 0} for line in layers_of(out)] for out in (tmp_path, run)]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_exported_masks_are_the_zeros_of_the_models(inputs: Path, run: Path, tmp_path: Path) -> None:
+    for out in ("once", "again"):
+        done(*command(inputs, tmp_path / out), "export=masks")
+    done(*command(inputs, tmp_path / "initial", rebuild="rebuild=none"))
+    assert not (tmp_path / "once" / "model").exists()
+    assert record_of(tmp_path / "once")["files"]["masks"] == "masks.safetensors"
+    packed = load_file(tmp_path / "once" / "masks.safetensors")
+    assert set(packed) == {f"{stage}.{name}" for stage in ("initial", "final") for name in LINEARS}
+    for stage, out in (("initial", tmp_path / "initial"), ("final", run)):
+        for name, weight in linear_weights(loaded(out / "model")).items():
+            mask = np.unpackbits(packed[f"{stage}.{name}"].numpy(), count=weight.numel()).reshape(weight.shape)
+            assert np.array_equal(mask == 1, (weight == 0).numpy())
+    assert any(not torch.equal(packed[f"initial.{name}"], packed[f"final.{name}"]) for name in LINEARS)
+    first, second = ((tmp_path / out / "masks.safetensors").read_bytes() for out in ("once", "again"))
+    assert first == second
+
+
+def test_three_stages_are_measured_and_the_pruned_one_is_that_of_a_run_without_rebuilding(
+    inputs: Path, tmp_path: Path
+) -> None:
+    rebuilt, pruned = tmp_path / "rebuilt", tmp_path / "pruned"
+    done(*command(inputs, rebuilt), *perplexity(inputs))
+    done(*command(inputs, pruned, rebuild="rebuild=none"), *perplexity(inputs))
+    results, without = (record_of(out)["results"]["perplexity"] for out in (rebuilt, pruned))
+    assert list(results) == ["dense", "pruned", "rebuilt"]
+    assert list(without) == ["dense", "pruned"]
+    assert without["dense"] == results["dense"]
+    assert without["pruned"] == results["pruned"]
+    assert len({result["nll_per_token"] for result in results.values()}) == 3
+    assert all(result["windows"] == 18 and result["seqlen"] == 16 for result in results.values())
+    assert not (pruned / "loss.png").exists()
+    assert all(line["loss_before"] is line["loss_after"] is None for line in layers_of(pruned))
+
+    text = TokenFile(str(inputs / "evaluation.safetensors"))
+    measure = Perplexity(text, seqlen=16, max_windows=40)
+    for out, expected in ((rebuilt, results["rebuilt"]), (pruned, results["pruned"])):
+        found = measure.evaluate(loaded(out / "model"), measure.windows(None), torch.device("cpu"))
+        assert found["nll_per_token"] == pytest.approx(expected["nll_per_token"], rel=1e-6)
+
+
+@pytest.mark.parametrize("stages", [["rebuilt"], ["pruned"], ["dense", "rebuilt"]], ids=",".join)
+def test_only_the_stages_asked_for_are_measured(stages: list[str], inputs: Path, tmp_path: Path) -> None:
+    asked = f"evals.stages=[{','.join(stages)}]"
+    done(*command(inputs, tmp_path), *perplexity(inputs), asked, "export=none")
+    assert list(record_of(tmp_path)["results"]["perplexity"]) == stages
+
+
+def test_without_a_pruner_the_dense_model_is_measured_and_nothing_else_happens(inputs: Path, tmp_path: Path) -> None:
+    dense = [*command(inputs, tmp_path, rebuild="rebuild=none"), "pruner=none", "calibration.path=not_looked_at"]
+    result = done(*dense, *perplexity(inputs))
+    record = record_of(tmp_path)
+    assert list(record["results"]["perplexity"]) == ["dense"]
+    assert (record["sparsity"], record["linears"], record["calibration"]) == (None, {}, None)
+    assert not {"layers.jsonl", "loss.png", "model"} & {path.name for path in tmp_path.iterdir()}
+    assert f"{record['results']['perplexity']['dense']['perplexity']:,.2f}" in result.out
+
+
+def test_the_end_of_a_run_shows_the_stages_and_where_everything_is(inputs: Path, tmp_path: Path) -> None:
+    result = done(*command(inputs, tmp_path), *perplexity(inputs))
+    measured = record_of(tmp_path)["results"]["perplexity"]
+    for stage, zeros in (("dense", "0.00%"), ("pruned", "50.00%"), ("rebuilt", "50.00%")):
+        value = f"{measured[stage]['perplexity']:,.2f}"
+        assert re.search(rf"^{stage} +{re.escape(zeros)} +{re.escape(value)} *$", result.out, re.MULTILINE)
+    for name in ("record.json", "loss.png", "model"):
+        assert str(tmp_path / name) in result.out
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    ["pruner=sparsegpt pattern=2of4", "pruner=magnitude rebuild.granularity=block", "pruner=wanda metric=weight"],
+)
+def test_a_random_model_and_ones_own_text_are_enough_to_try_things_out(overrides: str, tmp_path: Path) -> None:
+    (tmp_path / "text.md").write_text(TEXT, encoding="utf-8")
+    text = f"calibration=text calibration.path={tmp_path} calibration.nsamples=8 calibration.seqlen=64"
+    done("model=tiny", *text.split(), "evals=none", *overrides.split(), f"hydra.run.dir={tmp_path / 'out'}")
+    record = record_of(tmp_path / "out")
+    assert record["sparsity"]["sparsity"] == pytest.approx(0.5, abs=0.001)
+    assert record["seeds"] == {"run": 0, "calibration": 0}
+    assert (record["calibration"]["samples"], record["calibration"]["seqlen"]) == (8, 64)
+    assert (tmp_path / "out" / "model" / "tokenizer.json").is_file()
+
+
+@pytest.fixture
+def broken(inputs: Path, tmp_path: Path) -> Path:
+    """A folder with a model that has one NaN."""
+    model = loaded(inputs / "model")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = torch.nan
+    save_model(model, tmp_path / "broken")
+    return tmp_path / "broken"
+
+
+def test_a_run_that_fails_says_where_in_one_sentence_and_leaves_no_model(
+    broken: Path, inputs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    sentence = "model.layers.1.mlp.up_proj: the weight is NaN or infinite"
+    result = barber(*command(inputs, out), f"model.path={broken}")
+    assert (result.code, result.err) == (1, f"barber: {sentence}\n")
+    assert "Traceback" not in result.out
+    record = record_of(out)
+    assert (record["status"], record["error"]) == ("failed", sentence)
+    assert "NumericsError" in record["traceback"]
+    assert "Traceback" in (out / "run.log").read_text(encoding="utf-8")
+    assert [line["layer"] for line in layers_of(out)] == [0, 0]
+    assert not (out / "model").exists()
+    assert not unfinished(out)
+
+
+def test_the_folder_of_a_failed_run_can_be_used_again(broken: Path, inputs: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert barber(*command(inputs, out), f"model.path={broken}").code == 1
+    done(*command(inputs, out))
+    assert record_of(out)["status"] == "success"
+    assert record_of(out)["linears"] == record_of(run)["linears"]
+    assert len(layers_of(out)) == 4
+
+
+@pytest.mark.parametrize("export", ["hf", "masks"])
+def test_an_export_that_breaks_off_leaves_nothing_half_written(
+    export: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*arguments: Any, **_: Any) -> None:
+        target = Path(arguments[1])
+        (target / "model.safetensors" if target.is_dir() else target).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", break_off)
+    monkeypatch.setattr("barber.export.save_file", break_off)
+    result = barber(*command(inputs, tmp_path), f"export={export}")
+    assert result.code == 1
+    assert result.err.endswith("OSError: No space left on device\n")
+    assert (record_of(tmp_path)["status"], record_of(tmp_path)["error"]) == (
+        "failed",
+        "OSError: No space left on device",
+    )
+    assert not {"model", "masks.safetensors"} & {path.name for path in tmp_path.iterdir()}
+    assert not unfinished(tmp_path)
+
+
+def test_a_sweep_gives_every_value_a_folder_of_its_own(inputs: Path, tmp_path: Path) -> None:
+    single = [argument for argument in command(inputs, tmp_path) if not argument.startswith("hydra.run.dir")]
+    done("-m", *single, "rebuild.alpha=0,0.5", f"hydra.sweep.dir={tmp_path}")
+    records = [record_of(tmp_path / job) for job in ("0", "1")]
+    assert [record["status"] for record in records] == ["success", "success"]
+    assert [record["config"]["rebuild"]["alpha"] for record in records] == [0, 0.5]
+    assert records[0]["sparsity"]["exchanged"] == 0 < records[1]["sparsity"]["exchanged"]
+    for job in ("0", "1"):
+        assert len(layers_of(tmp_path / job)) == 4
+        assert "Finished in" in (tmp_path / job / "run.log").read_text(encoding="utf-8")
+
+
+def test_a_mistake_in_a_sweep_ends_it_with_exit_code_2(inputs: Path, tmp_path: Path) -> None:
+    single = [argument for argument in command(inputs, tmp_path) if not argument.startswith("hydra.run.dir")]
+    result = barber("-m", *single, "rebuild.alpha=0.1,2", "export=none", f"hydra.sweep.dir={tmp_path}")
+    assert result.code == 2
+    assert "barber: rebuild.alpha must be from 0 to 1, not 2\n" in result.err
+    assert "Traceback" not in result.err
+    assert record_of(tmp_path / "0")["status"] == "success"
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_a_run_can_be_followed_offline_with_wandb(inputs: Path, tmp_path: Path) -> None:
+    done(*command(inputs, tmp_path), "tracker=wandb", "tracker.mode=offline", "export=none")
+    assert record_of(tmp_path)["status"] == "success"
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+@pytest.mark.parametrize("step", ["start", "block", "finish"])
+def test_a_tracker_that_breaks_down_does_not_cost_the_run(
+    step: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: Any) -> None:
+        raise ConnectionError("the service is down")
+
+    for other in ("start", "block", "finish"):
+        monkeypatch.setattr(Wandb, other, break_down if other == step else lambda *_: None)
+    result = done(*command(inputs, tmp_path), "tracker=wandb", "export=none")
+    assert record_of(tmp_path)["status"] == "success"
+    assert len(layers_of(tmp_path)) == 4
+    assert result.out.count("the service is down") == 1
+
+
+def test_a_real_process_says_nothing_on_stderr_but_what_went_wrong(inputs: Path, tmp_path: Path) -> None:
+    python = [sys.executable, "-m", "barber"]
+    good = subprocess.run([*python, *command(inputs, tmp_path / "good")], capture_output=True, text=True, timeout=300)
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = subprocess.run(
+        [*python, *command(inputs, tmp_path / "bad"), "calibration.nsamples=7"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (bad.returncode, bad.stderr) == (
+        2,
+        f"barber: calibration.nsamples must be at most 6, the samples of {inputs / 'tokens.safetensors'}\n",
+    )
