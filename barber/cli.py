@@ -26,7 +26,7 @@ def main() -> None:
     try:
         _job()
     except BarberError as error:
-        sys.exit(_say(str(error), error.exit_code))
+        sys.exit(error.exit_code)  # a job of a sweep, which has said it
     except (HydraException, OmegaConfBaseException) as error:
         from barber.complaints import sentence
 

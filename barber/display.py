@@ -63,7 +63,8 @@ def show(record: RunRecord, folder: Path) -> None:
     table.add_column("perplexity", justify="right")
     sparsity = record.sparsity["sparsity"] if record.sparsity else 0.0
     measured: dict[str, Any] = record.results.get("perplexity", {})
-    for stage in list(measured) or ["pruned" if record.sparsity else "dense"]:
+    last = "dense" if record.sparsity is None else "rebuilt" if record.config.get("rebuild") else "pruned"
+    for stage in list(measured) or [last]:
         zeros = f"{0.0 if stage == 'dense' else sparsity:.2%}"
         table.add_row(stage, zeros, perplexity(measured[stage]) if stage in measured else "-")
     console.print()

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.errors import UserError
 from barber.tensors import Tensor
 from barber.walk import LinearResult
 
@@ -20,6 +21,13 @@ from barber.walk import LinearResult
 @dataclass(frozen=True)
 class HuggingFaceFolder:
     """The pruned model with its tokenizer and a model card, as safetensors, in `model/` of the run folder."""
+
+    def check(self, out: Path) -> None:
+        """Refuse a run folder where an earlier run left its model: it is not ours to replace."""
+        if (out / "model").exists():
+            raise UserError(
+                f"hydra.run.dir must not hold an exported model, but there is {out / 'model'}; choose another"
+            )
 
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, card: str, out: Path) -> Path:
         """Write the folder, whole or not at all; returns it."""
@@ -41,6 +49,9 @@ class MaskFile:
 
     Each holds the pruned bits (1 = pruned) of the flattened weight (O, I), packed big-endian as numpy.packbits does.
     """
+
+    def check(self, out: Path) -> None:
+        """Nothing to refuse: a file is replaced whole."""
 
     def collect(self, masks: dict[str, Tensor], linear: LinearResult) -> None:
         """Take in the masks of a linear."""

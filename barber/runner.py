@@ -143,6 +143,8 @@ class _Run:
         check_methods(experiment.pattern, experiment.pruner, experiment.rebuild)
         if experiment.tracker is not None:
             experiment.tracker.check()
+        if experiment.export is not None:
+            experiment.export.check(self.folder)
         device = resolve_device(experiment.device)
         with within("model"):
             config = experiment.model.config()

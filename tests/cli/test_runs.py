@@ -316,6 +316,19 @@ def test_the_folder_of_a_failed_run_can_be_used_again(broken: Path, inputs: Path
     assert len(layers_of(out)) == 4
 
 
+def test_an_interrupted_run_ends_with_a_word_and_a_record(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("barber.runner.prune", interrupt)
+    result = barber(*command(inputs, tmp_path))
+    assert (result.code, result.err) == (130, "barber: interrupted\n")
+    assert record_of(tmp_path)["status"] == "failed"
+    assert "KeyboardInterrupt" in record_of(tmp_path)["traceback"]
+
+
 @pytest.mark.parametrize("export", ["hf", "masks"])
 def test_an_export_that_breaks_off_leaves_nothing_half_written(
     export: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,6 +349,13 @@ def test_an_export_that_breaks_off_leaves_nothing_half_written(
     )
     assert not {"model", "masks.safetensors"} & {path.name for path in tmp_path.iterdir()}
     assert not unfinished(tmp_path)
+
+
+def test_a_model_that_a_killed_run_left_is_not_replaced(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    result = barber(*command(inputs, tmp_path / "out"))
+    assert result.code == 2
+    assert "hydra.run.dir must not hold an exported model" in result.err
 
 
 def test_a_sweep_gives_every_value_a_folder_of_its_own(inputs: Path, tmp_path: Path) -> None:

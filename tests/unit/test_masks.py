@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from barber import masks
 from tests import oracles
 
-QUICK = settings(deadline=None, derandomize=True, max_examples=80)
+# Neither a slow machine nor chance may fail these tests.
+QUICK = settings(deadline=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 PATTERNS = [(2, 4), (4, 8), (1, 4), (3, 4)]
 CELLS = pytest.mark.parametrize(("n", "m"), PATTERNS, ids=[f"{n}:{m}" for n, m in PATTERNS])
 
