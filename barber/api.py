@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
+from barber.errors import UserError
 from barber.patterns import Pattern
 from barber.pruners import Pruner
 from barber.rebuild import Barber
@@ -23,7 +24,7 @@ class BlockReport:
     layer: int
     block: str
     sparsity: float
-    exchanged: int
+    exchanges: int
     loss_before: float | None
     loss_after: float | None
     seconds: float
@@ -58,9 +59,9 @@ class Report:
         return sum(counts["zeros"] for counts in self.linears.values())
 
     @property
-    def exchanged(self) -> int:
+    def exchanges(self) -> int:
         """Pairs of weights that the rebuilding exchanged."""
-        return sum(block.exchanged for block in self.blocks)
+        return sum(block.exchanges for block in self.blocks)
 
     @property
     def sparsity(self) -> float:
@@ -100,12 +101,14 @@ def prune(
         >>> report.sparsity
         0.5
     """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"must be at least 1, not {batch_size}", field="batch_size")
     check_methods(pattern, pruner, rebuild)
     check_architecture(model, pattern)
     check_tokens(tokens_BL, model.config, "tokens_BL")
     place = model.device if device is None else resolve_device(str(device))
     size = batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place)
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         walk = Walk(model, tokens_BL.long(), pattern, pruner, rebuild, place, size)
@@ -119,13 +122,14 @@ def prune(
                 counts[linear.name] = {
                     "weights": stored_OI.numel(),
                     "zeros": zeros,
-                    "exchanged": linear.num_exchanged,
+                    "exchanges": linear.num_exchanged,
                 }
             report.blocks.append(_report(result, counts))
             if on_block is not None:
                 on_block(report.blocks[-1], result)
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
     return report
 
 
@@ -159,7 +163,7 @@ def _report(result: BlockResult, counts: dict[str, dict[str, int]]) -> BlockRepo
         layer=result.layer,
         block=result.block,
         sparsity=zeros / weights,
-        exchanged=sum(count["exchanged"] for count in counts.values()),
+        exchanges=sum(count["exchanges"] for count in counts.values()),
         loss_before=result.loss_before,
         loss_after=result.loss_after,
         seconds=round(result.seconds, 3),

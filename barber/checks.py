@@ -33,6 +33,8 @@ def check_architecture(model: PreTrainedModel, pattern: Pattern) -> None:
         UserError: an unsupported model type, or a linear whose inputs m does not divide.
     """
     linears = Decoder(model).linears
+    if any(linear.weight_OI.dtype == torch.float64 for linear in linears):
+        raise UserError("model.dtype must be float32, bfloat16 or float16, not float64: the walk computes in float32")
     if not linears:
         raise UserError(f"model: {type(model).__name__} has no prunable linear")
     if isinstance(pattern, NM):
@@ -53,8 +55,12 @@ def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_k
         length_key: that of the length of a sample, where it has one of its own.
 
     Raises:
-        UserError: an id outside the vocabulary, or too many tokens in a sample.
+        UserError: no integers [samples, tokens], an id outside the vocabulary, or too many tokens in a sample.
     """
+    if tokens_NL.ndim != 2 or tokens_NL.numel() == 0 or tokens_NL.is_floating_point():
+        raise UserError(
+            f"{key} must be integers of shape [samples, tokens], not {tokens_NL.dtype} {list(tokens_NL.shape)}"
+        )
     vocabulary = config.get_text_config().vocab_size
     low, high = int(tokens_NL.min()), int(tokens_NL.max())
     if low < 0 or high >= vocabulary:

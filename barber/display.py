@@ -43,7 +43,7 @@ def describe(block: BlockReport, num_layers: int) -> str:
     if block.loss_before is not None and block.loss_after is not None:
         change = f" ({block.loss_after / block.loss_before - 1:+.0%})" if block.loss_before else ""
         parts += [
-            f"{block.exchanged:,} pairs exchanged",
+            f"{block.exchanges:,} pairs exchanged",
             f"block error {block.loss_before:.3g} -> {block.loss_after:.3g}{change}",
         ]
     return f"{place}  {', '.join(parts)}, {block.seconds:.1f} s"

@@ -61,7 +61,7 @@ def exchange_cells_by_row(score_OI: Tensor, pruned_OI: Tensor, alpha: float, m: 
 
     kept_CM = ~pruned_OI.reshape(cells)
     _, loss_order_CM = _ascending(score_OI.reshape(cells), kept_CM)
-    grown_in_cell_C = grown_OI.view(cells).sum(dim=1)
+    grown_in_cell_C = grown_OI.reshape(cells).sum(dim=1)
     dropped_CM = torch.zeros_like(kept_CM).scatter_(1, loss_order_CM, _first(grown_in_cell_C, kept_CM))
     return pruned_OI & ~grown_OI | dropped_CM.view_as(pruned_OI), count_O
 
@@ -82,7 +82,7 @@ def exchange_inside_cells(score_OI: Tensor, pruned_OI: Tensor, alpha: float, m: 
     count_O = _budget((gain_OI > 0).sum(dim=1), alpha)
     gain_order_OI = gain_OI.argsort(dim=1, descending=True, stable=True)
     chosen_OI = torch.zeros_like(pruned_OI).scatter_(1, gain_order_OI, _first(count_O, score_OI))
-    chosen_CM = chosen_OI.view(-1, m)
+    chosen_CM = chosen_OI.reshape(-1, m)
     grown_CM = torch.zeros_like(pruned_CM).scatter_(1, growth_order_CM, chosen_CM)
     dropped_CM = torch.zeros_like(pruned_CM).scatter_(1, loss_order_CM, chosen_CM)
     return (pruned_CM & ~grown_CM | dropped_CM).view_as(pruned_OI), count_O

@@ -255,7 +255,7 @@ class _Run:
             "sparsity": report.sparsity,
             "zeros": report.zeros,
             "weights": report.weights,
-            "exchanged": report.exchanged,
+            "exchanges": report.exchanges,
         }
         self.record.write(self.folder)
         if self.experiment.rebuild is not None:

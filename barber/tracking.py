@@ -66,7 +66,7 @@ class Wandb:
         )
 
     def block(self, run: Any, number: int, block: BlockReport) -> None:
-        values = {"loss_before": block.loss_before, "loss_after": block.loss_after, "exchanged": block.exchanged}
+        values = {"loss_before": block.loss_before, "loss_after": block.loss_after, "exchanges": block.exchanges}
         values |= {"seconds": block.seconds, "sparsity": block.sparsity}
         run.log({f"{block.block}/{key}": value for key, value in values.items() if value is not None}, step=number)
 

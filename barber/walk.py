@@ -89,6 +89,7 @@ class Stream:
         """Replace the layer's inputs by its outputs."""
         for batch, call in self.calls(index):
             self.hidden_NLD[batch] = layer.run(call)
+        require_finite({f"{layer.name}: its output": self.hidden_NLD})
 
 
 @dataclass
@@ -161,7 +162,8 @@ class Walk:
             if self.rebuild is not None and self.pruner.statistic is not None:
                 rebuilt = Stream(inputs, inputs.hidden_NLD.clone(), self.batch_size)
         for index, layer in enumerate(decoder.layers):
-            with layer.at_work(self.device), torch.no_grad():
+            # Out of inference mode, which the caller may be in: no gradient can be had there.
+            with layer.at_work(self.device), torch.inference_mode(False), torch.no_grad():
                 results = list(self._layer(index, layer, pruned, rebuilt))
             yield from results
 
@@ -184,6 +186,7 @@ class Walk:
             with self.stopwatch("propagate"):
                 for (batch, call), *outputs in zip(rebuilt.calls(index), *work.done, strict=True):
                     rebuilt.hidden_NLD[batch] = layer.finish(call, outputs)
+                require_finite({f"{layer.name}: its output": rebuilt.hidden_NLD})
 
     def _prune(self, work: LayerWork, stream: Stream) -> None:
         """Give every linear of the layer its initial mask, and bring the stream to the next layer."""
@@ -191,22 +194,23 @@ class Walk:
         statistics: dict[str, InputStatistic] = {}
         if self.pruner.statistic is not None:
             modules = {linear.name: linear.module for linear in linears}
-            statistic = partial(self.pruner.statistic, len(self.tokens_NL))
-            with self.stopwatch("statistics"), observing_inputs(modules, statistic) as statistics:
+            empty = partial(self.pruner.statistic, len(self.tokens_NL))
+            with self.stopwatch("statistics"), observing_inputs(modules, empty) as statistics:
                 for _, call in stream.calls(work.index):
                     work.layer.run(call)
         with self.stopwatch("initial mask"):
-            require_finite({f"{name}: its input": statistics[name].value() for name in statistics})
-            prepared: tuple[InputStatistic | None, Any] = (None, None)
+            last: InputStatistic | None = None
+            prepared: Any = None
             for linear in linears:
-                statistic_ = statistics.get(linear.name)
+                statistic = statistics.get(linear.name)
                 try:
-                    if statistic_ is not None and statistic_ is not prepared[0]:
-                        prepared = (statistic_, self.pruner.prepare(statistic_))
-                    pruned = self.pruner.prune(linear.weight_OI, prepared[1], self.pattern)
+                    if statistic is not None and statistic is not last:
+                        mean = statistic.value()
+                        require_finite({"its input": mean})
+                        last, prepared = statistic, self.pruner.prepare(mean)
+                    work.initial[linear.name] = self.pruner.prune(linear.weight_OI, prepared, self.pattern)
                 except NumericsError as error:
                     raise NumericsError(f"{linear.name}: {error}") from error
-                work.initial[linear.name] = pruned
             require_finite({f"{name}: the pruned weight": pruned.weight_OI for name, pruned in work.initial.items()})
             for linear in linears:
                 linear.assign(work.initial[linear.name].weight_OI)
@@ -265,10 +269,11 @@ class Walk:
             compared.loss_N.append(loss_B.detach())
         if with_gradient:
             compared.gradient_OI = {name: statistic.value() for name, statistic in squared.items()}
-        require_finite(
-            {f"{work.layer.name}.{block.name}: the loss with the initial mask": torch.cat(compared.loss_N)}
-            | {f"{name}: the gradient": gradient_OI for name, gradient_OI in compared.gradient_OI.items()}
-        )
+        if not torch.cat(compared.loss_N).isfinite().all():
+            if name := overflowing(block, compared.calls):
+                raise NumericsError(f"{name}: its input or output is NaN or infinite")
+            raise NumericsError(f"{work.layer.name}.{block.name}: the loss with the initial mask is NaN or infinite")
+        require_finite({f"{name}: the gradient": gradient_OI for name, gradient_OI in compared.gradient_OI.items()})
         return compared
 
     def _exchange(
@@ -287,6 +292,18 @@ class Walk:
             linear.assign(final.weight_OI)
             results.append(LinearResult(linear.name, work.initial[linear.name], final, new.num_exchanged))
         return results
+
+
+def overflowing(block: Block, calls: list[Call]) -> str | None:
+    """The first linear of a block whose input or output is NaN or infinite, with the weights it has now."""
+    names = {linear.name: linear.module for linear in block.linears}
+    for call in calls:
+        with observing_outputs(names) as observed:
+            block.run(call)
+        for name, tensors in observed.items():
+            if not all(tensor.isfinite().all() for tensor in tensors):
+                return name
+    return None
 
 
 def sample_losses(y: Tensor, target: Tensor, num_samples: int) -> Tensor:

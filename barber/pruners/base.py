@@ -26,8 +26,8 @@ class Pruner(Protocol):
 
     statistic: ClassVar[type[InputStatistic] | None]
 
-    def prepare(self, statistic: InputStatistic) -> Any:
-        """What `prune` needs of a statistic; done once for all linears that share their input."""
+    def prepare(self, mean: Tensor) -> Any:
+        """What `prune` needs of the statistic's mean over samples; done once for all linears that share their input."""
         ...
 
     def prune(self, weight_OI: Tensor, prepared: Any, pattern: Pattern) -> Pruned:

@@ -15,7 +15,7 @@ class Magnitude:
 
     statistic: ClassVar[type[InputStatistic] | None] = None
 
-    def prepare(self, statistic: InputStatistic) -> None:
+    def prepare(self, mean: Tensor) -> None:
         return None
 
     def prune(self, weight_OI: Tensor, prepared: None, pattern: Pattern) -> Pruned:

@@ -36,13 +36,12 @@ class SparseGPT:
         if self.block_size < 1:
             raise UserError(f"must be at least 1, not {self.block_size}", field="block_size")
 
-    def prepare(self, statistic: InputStatistic) -> tuple[Tensor, Tensor]:
+    def prepare(self, hessian_II: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs that are always zero (I,), and the upper Cholesky factor of the inverse damped Hessian (I, I).
 
         Raises:
             NumericsError: the Hessian cannot be inverted.
         """
-        hessian_II = statistic.value()
         diagonal_I = hessian_II.diagonal()
         dead_I = diagonal_I == 0
         diagonal_I[dead_I] = 1

@@ -15,9 +15,9 @@ class Wanda:
 
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
 
-    def prepare(self, statistic: InputStatistic) -> Tensor:
+    def prepare(self, mean_I: Tensor) -> Tensor:
         """The norm of every input: (I,)."""
-        return statistic.value().sqrt()
+        return mean_I.sqrt()
 
     def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern) -> Pruned:
         return Pruned.masking(weight_OI, pattern.prune_rows(weight_OI.abs() * prepared))

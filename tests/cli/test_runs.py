@@ -149,20 +149,20 @@ def test_the_recorded_zeros_are_those_of_the_exported_weights(run: Path) -> None
         assert ((weight.reshape(-1, 4) == 0).sum(dim=1) == 2).all()
     assert record["sparsity"]["sparsity"] == 0.5
     assert record["sparsity"]["zeros"] * 2 == record["sparsity"]["weights"]
-    assert record["sparsity"]["exchanged"] == sum(counts["exchanged"] for counts in record["linears"].values())
+    assert record["sparsity"]["exchanges"] == sum(counts["exchanges"] for counts in record["linears"].values())
 
 
 def test_layers_jsonl_has_a_line_a_block(run: Path) -> None:
     lines = layers_of(run)
     blocks = [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
     assert [(line["layer"], line["block"]) for line in lines] == blocks
-    fields = {"layer", "block", "sparsity", "exchanged", "loss_before", "loss_after", "seconds", "linears"}
+    fields = {"layer", "block", "sparsity", "exchanges", "loss_before", "loss_after", "seconds", "linears"}
     for line in lines:
         assert set(line) == fields
         assert line["sparsity"] == 0.5
         assert line["loss_before"] > 0
         assert line["loss_after"] > 0
-    assert sum(line["exchanged"] for line in lines) == record_of(run)["sparsity"]["exchanged"] > 0
+    assert sum(line["exchanges"] for line in lines) == record_of(run)["sparsity"]["exchanges"] > 0
 
 
 def test_the_exported_model_computes_what_the_function_call_gives(inputs: Path, run: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_sweep_gives_every_value_a_folder_of_its_own(inputs: Path, tmp_path: P
     records = [record_of(tmp_path / job) for job in ("0", "1")]
     assert [record["status"] for record in records] == ["success", "success"]
     assert [record["config"]["rebuild"]["alpha"] for record in records] == [0, 0.5]
-    assert records[0]["sparsity"]["exchanged"] == 0 < records[1]["sparsity"]["exchanged"]
+    assert records[0]["sparsity"]["exchanges"] == 0 < records[1]["sparsity"]["exchanges"]
     for job in ("0", "1"):
         assert len(layers_of(tmp_path / job)) == 4
         assert "Finished in" in (tmp_path / job / "run.log").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def prune(pruner: Pruner, weight_OI: torch.Tensor, x_NLI: torch.Tensor, pattern:
         return pruner.prune(weight_OI, None, pattern)
     statistic = pruner.statistic(len(x_NLI))
     statistic.add(x_NLI.flatten(0, 1))
-    return pruner.prune(weight_OI, pruner.prepare(statistic), pattern)
+    return pruner.prune(weight_OI, pruner.prepare(statistic.value()), pattern)
 
 
 def samples(x_NLI: torch.Tensor) -> Sequence[np.ndarray]:
