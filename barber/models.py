@@ -181,6 +181,11 @@ class Packaged:
             )
         folder = cache_folder() / "models" / f"{gguf.stem}-{gguf.stat().st_size}"
         if not folder.exists():
+            if missing := [name for name in ("accelerate", "gguf") if find_spec(name) is None]:
+                raise UserError(
+                    f'is a GGUF model and needs {missing[0]}, install it with: pip install "llm-barber[demo]"',
+                    field="package",
+                )
             _convert_gguf(gguf, folder)
         return Pretrained(str(folder), local=True)
 

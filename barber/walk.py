@@ -270,8 +270,8 @@ class Walk:
         if with_gradient:
             compared.gradient_OI = {name: statistic.value() for name, statistic in squared.items()}
         if not torch.cat(compared.loss_N).isfinite().all():
-            if name := overflowing(block, compared.calls):
-                raise NumericsError(f"{name}: its input or output is NaN or infinite")
+            if culprit := overflowing(block, compared.calls):
+                raise NumericsError(f"{culprit}: its input or output is NaN or infinite")
             raise NumericsError(f"{work.layer.name}.{block.name}: the loss with the initial mask is NaN or infinite")
         require_finite({f"{name}: the gradient": gradient_OI for name, gradient_OI in compared.gradient_OI.items()})
         return compared
