@@ -76,10 +76,12 @@ class KeepFinishedRuns(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look into the folder of a single run."""
+        HydraConfig.instance().set_config(config)  # its name asks for the choices, which Hydra would set up later
         _check_folder("hydra.run.dir", Path(config.hydra.run.dir), in_subfolders=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look into the folders of a sweep."""
+        HydraConfig.instance().set_config(config)
         _check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir), in_subfolders=True)
 
 

@@ -61,7 +61,13 @@ def command(inputs: Path, out: Path, rebuild: str = "rebuild=barber rebuild.alph
 
 def perplexity(inputs: Path) -> list[str]:
     path = inputs / "evaluation.safetensors"
-    return ["evals=perplexity", "evals/text=tokens", f"evals.text.path={path}", "evals.seqlen=16"]
+    return [
+        "evals=perplexity",
+        "evals/text=tokens",
+        f"evals.text.path={path}",
+        "evals.seqlen=16",
+        "evals.max_windows=40",
+    ]
 
 
 def done(*arguments: str) -> Result:
@@ -356,6 +362,16 @@ def test_a_model_that_a_killed_run_left_is_not_replaced(inputs: Path, tmp_path: 
     result = barber(*command(inputs, tmp_path / "out"))
     assert result.code == 2
     assert "hydra.run.dir must not hold an exported model" in result.err
+
+
+def test_without_a_folder_a_run_gets_one_that_tells_time_and_choices(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done(*[argument for argument in command(inputs, tmp_path) if not argument.startswith("hydra.run.dir")])
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_local_2of4_wanda_barber", folder.name)
+    assert not [str(warning.message) for warning in recwarn if "KeepFinishedRuns" in str(warning.message)]
 
 
 def test_a_sweep_gives_every_value_a_folder_of_its_own(inputs: Path, tmp_path: Path) -> None:
