@@ -111,8 +111,10 @@ def _mismatch(value: Any, hint: Any) -> str | None:
     if hint is Any:
         return None
     if hint not in _PLAIN:  # a mapping, or a component, whose building has been checked
-        words = "a mapping of keys to values" if get_origin(hint) is Mapping else "a component, as GROUP=CHOICE gives"
-        return words if value is None or isinstance(value, bool | int | float | str | list) else None
+        if get_origin(hint) is Mapping:
+            return None if isinstance(value, dict) else "a mapping of keys to values"
+        plain = value is None or isinstance(value, bool | int | float | str | list | dict)
+        return "a component, as GROUP=CHOICE gives" if plain else None
     types, words = _PLAIN[hint]
     return None if isinstance(value, types) and (hint is bool or not isinstance(value, bool)) else words
 

@@ -86,6 +86,8 @@ def test_every_choice_composes_and_builds_what_it_names(group: str, choice: str,
     experiment = built(f"{group}={choice}", *GIVEN.get((group, choice), []))
     component = attrgetter("rebuild.metric" if group == "metric" else group.replace("/", "."))(experiment)
     node = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    if choice.startswith("paper_"):  # these are another choice with settings of their own
+        node = yaml.safe_load((CONF / group / f"{node['defaults'][0]}.yaml").read_text(encoding="utf-8"))
     if "_target_" in node:
         target = locate(node["_target_"])
         assert type(component) is (target if inspect.isclass(target) else get_type_hints(target)["return"])
@@ -123,6 +125,7 @@ def test_an_experiment_has_the_settings_of_the_papers_scripts(
 def test_the_command_line_has_the_last_word_over_an_experiment(built: Any) -> None:
     experiment = built("experiment=paper_wanda", "rebuild.alpha=0.2", "pruner=magnitude")
     assert (experiment.rebuild.alpha, experiment.pruner) == (0.2, Magnitude())
+    assert built("experiment=paper_wanda", "rebuild=none").rebuild is None
 
 
 def test_without_arguments_the_packaged_model_is_pruned_and_measured(built: Any) -> None:
