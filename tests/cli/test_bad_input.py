@@ -74,7 +74,7 @@ def reads(sentence: str, expected: str) -> bool:
 COMMAND_LINE = {
     "pruner=wandaa": "pruner=wandaa: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
     "pattern=2": "pattern=2: no such choice; pattern can be 2of4, 4of8, nofm, unstructured",
-    "rebuild=null": "rebuild=null: no such choice; rebuild can be barber, none, paper_magnitude, paper_sparsegpt, paper_wanda",
+    "metric=null": "metric=null: no such choice; metric can be gradient, weight, weight_gradient",
     "pruner=[wanda,foo]": "pruner=foo: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
     "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
     "prunner=wanda": "prunner: no such key, did you mean pruner?",
