@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from barber.tensors import Tensor, to_float32
+from barber.tensors import Tensor, converted
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Layer:
         try:
             for tensor in tensors:
                 tensor.requires_grad_(False)
-                tensor.data = to_float32(tensor.data, device)
+                tensor.data = converted(tensor.data, device)
             yield
             for tensor, original in zip(tensors, stored, strict=True):
                 if id(tensor) in weights and tensor.data is not original:

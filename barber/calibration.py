@@ -1,15 +1,20 @@
 """The calibration set: the samples of token ids that all statistics are taken over."""
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from barber.errors import UserError
+from barber.errors import UserError, within
+from barber.sources import DataSet
 from barber.tensors import Tensor
-from barber.texts import OfflineText, Text, TextFiles, read_token_file
+from barber.texts import Corpus, OfflineText, Text, TextFiles, read_token_file, tokenise
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,11 @@ class CalibrationSet:
 class Calibration(Protocol):
     """A way to come by a calibration set."""
 
+    @property
+    def save(self) -> str | None:
+        """A file to keep it in."""
+        ...
+
     def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
         """Draw or read the samples."""
         ...
@@ -50,30 +60,76 @@ class TextWindows:
         nsamples: number of windows.
         seqlen: tokens of a window.
         seed: seed of the drawing, independent of every other.
+        save: a safetensors file to keep the samples in, readable by `calibration=tokens`; None: nowhere.
     """
 
     text: Text
     nsamples: int = 128
     seqlen: int = 2048
     seed: int = 0
+    save: str | None = None
 
     def __post_init__(self) -> None:
-        if self.nsamples < 1:
-            raise UserError(f"must be at least 1, not {self.nsamples}", field="nsamples")
-        if self.seqlen < 2:
-            raise UserError(f"must be at least 2, not {self.seqlen}", field="seqlen")
+        _check_windows(self.nsamples, self.seqlen, self.save)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
-        tokens_T = self.text.tokens(tokenizer)
-        if len(tokens_T) < self.seqlen:
+        text = self.text.tokens(tokenizer)
+        count = len(text.tokens_T)
+        if count < self.seqlen:
             raise UserError(
-                f"must be at most {len(tokens_T)}, the tokens of the text ({self.text}), not {self.seqlen}",
-                field="seqlen",
+                f"must be at most {count}, the tokens of the text ({text.source}), not {self.seqlen}", field="seqlen"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        starts = torch.randint(len(tokens_T) - self.seqlen + 1, (self.nsamples,), generator=generator)
-        tokens_NL = torch.stack([tokens_T[start : start + self.seqlen] for start in starts.tolist()])
-        return CalibrationSet(tokens_NL, str(self.text), self.seed)
+        starts = torch.randint(count - self.seqlen + 1, (self.nsamples,), generator=generator)
+        tokens_NL = torch.stack([text.tokens_T[start : start + self.seqlen] for start in starts.tolist()])
+        return CalibrationSet(tokens_NL, text.source, self.seed)
+
+
+@dataclass(frozen=True)
+class DocumentWindows:
+    """Windows that lie inside a document each: a random document of more than `seqlen` tokens, a random window of it.
+
+    Args:
+        data: the documents.
+        nsamples: number of windows.
+        seqlen: tokens of a window.
+        seed: seed of the drawing, independent of every other.
+        save: a safetensors file to keep the samples in, readable by `calibration=tokens`; None: nowhere.
+    """
+
+    data: DataSet
+    nsamples: int = 128
+    seqlen: int = 2048
+    seed: int = 0
+    save: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_windows(self.nsamples, self.seqlen, self.save)
+
+    def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
+        with within("data"):
+            rows = self.data.rows()
+        generator = torch.Generator().manual_seed(self.seed)
+        # Documents that turned out too short are not drawn again: an endless search ends, the chances are the same.
+        candidates = list(range(len(rows.texts)))
+        longest = 0
+        windows: list[Tensor] = []
+        while len(windows) < self.nsamples:
+            if not candidates:
+                raise UserError(
+                    f"must be below {longest}, the tokens of the longest document in {rows.source}, not {self.seqlen}",
+                    field="seqlen",
+                )
+            drawn = _draw(len(candidates), generator)
+            tokens_T = tokenise(rows.texts[candidates[drawn]], tokenizer)
+            longest = max(longest, len(tokens_T))
+            if len(tokens_T) <= self.seqlen:
+                candidates[drawn] = candidates[-1]
+                candidates.pop()
+                continue
+            start = _draw(len(tokens_T) - self.seqlen + 1, generator)
+            windows.append(tokens_T[start : start + self.seqlen])
+        return CalibrationSet(torch.stack(windows), rows.source, self.seed)
 
 
 @dataclass(frozen=True)
@@ -83,10 +139,12 @@ class TokenSamples:
     Args:
         path: the file.
         nsamples: how many of its samples to take, from the first; None: all.
+        save: another file to keep them in; None: nowhere.
     """
 
     path: str
     nsamples: int | None = None
+    save: str | None = None
 
     def __post_init__(self) -> None:
         if self.nsamples is not None and self.nsamples < 1:
@@ -104,11 +162,84 @@ class TokenSamples:
         return CalibrationSet(tokens_NL[: self.nsamples], f"token ids of {self.path}")
 
 
-def offline(nsamples: int = 128, seqlen: int = 2048, seed: int = 0) -> TextWindows:
+def offline(nsamples: int = 128, seqlen: int = 2048, seed: int = 0, save: str | None = None) -> TextWindows:
     """Windows of the Wikipedia articles that need no download."""
-    return TextWindows(OfflineText("calibration"), nsamples, seqlen, seed)
+    return TextWindows(OfflineText("calibration"), nsamples, seqlen, seed, save)
 
 
-def text(path: str, nsamples: int = 128, seqlen: int = 2048, seed: int = 0) -> TextWindows:
+def text(
+    path: str,
+    column: str = "text",
+    nsamples: int = 128,
+    seqlen: int = 2048,
+    seed: int = 0,
+    save: str | None = None,
+) -> TextWindows:
     """Windows of the user's own text files."""
-    return TextWindows(TextFiles(path), nsamples, seqlen, seed)
+    return TextWindows(TextFiles(path, column), nsamples, seqlen, seed, save)
+
+
+def hub(
+    dataset: str,
+    split: str = "train",
+    column: str = "text",
+    config: str | None = None,
+    revision: str | None = None,
+    files: str | None = None,
+    local: Sequence[str] = (),
+    data_dir: str | None = None,
+    windows: Literal["document", "text"] = "document",
+    separator: str = " ",
+    nsamples: int = 128,
+    seqlen: int = 2048,
+    seed: int = 0,
+    save: str | None = None,
+) -> TextWindows | DocumentWindows:
+    """Windows of a data set of the Hugging Face hub.
+
+    Args:
+        windows: `document`: each inside one row; `text`: anywhere in the rows joined with the separator.
+        separator: of the rows, for `text`.
+        dataset, split, column, config, revision, files, local, data_dir: as in `DataSet`.
+        nsamples, seqlen, seed, save: as in `TextWindows`.
+    """
+    data = DataSet(dataset, split, column, config, revision, files, local, data_dir)
+    if windows == "document":
+        return DocumentWindows(data, nsamples, seqlen, seed, save)
+    return TextWindows(Corpus(data, separator), nsamples, seqlen, seed, save)
+
+
+def save_samples(samples: CalibrationSet, path: Path) -> None:
+    """Write the token ids [samples, tokens] under `tokens`, with source, seed and digest beside them.
+
+    Raises:
+        UserError: there is another file of that name.
+    """
+    if path.exists():
+        if torch.equal(read_token_file(str(path)), samples.tokens_NL):
+            return
+        raise UserError(f"must not be a file with other samples in it, but there is {path}; choose another", "save")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    about = {"source": samples.source, "seed": str(samples.seed), "digest": samples.digest}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"tokens": samples.tokens_NL.contiguous()}, unfinished, metadata=about)
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"must be a file that can be written; {error}", field="save") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def _check_windows(nsamples: int, seqlen: int, save: str | None) -> None:
+    if nsamples < 1:
+        raise UserError(f"must be at least 1, not {nsamples}", field="nsamples")
+    if seqlen < 2:
+        raise UserError(f"must be at least 2, not {seqlen}", field="seqlen")
+    if save is not None and not save.endswith(".safetensors"):
+        raise UserError(f"must be a file name that ends in .safetensors, not {save!r}", field="save")
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (1,), generator=generator))

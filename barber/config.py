@@ -40,7 +40,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: a value of the wrong type or out of range, by its full key.
     """
-    values = {key: value for key, value in config.items() if key != "metric"}
+    values = {key: value for key, value in config.items() if key not in ("metric", "data_dir")}  # for others to take
     # components take over some of them (${seed}): a mistake is told by the key that it was made in
     _check(Experiment, {key: value for key, value in values.items() if not isinstance(value, dict)}, "")
     built = _call(Experiment, {key: build(value, key) for key, value in values.items()}, "")
@@ -112,7 +112,11 @@ def _mismatch(value: Any, hint: Any) -> str | None:
         return None
     if hint not in _PLAIN:  # a mapping, or a component, whose building has been checked
         if get_origin(hint) is Mapping:
-            return None if isinstance(value, dict) else "a mapping of keys to values"
+            if not isinstance(value, dict):
+                return "a mapping of keys to values"
+            found = [_mismatch(item, get_args(hint)[1]) for item in value.values()]
+            wrong = next((words for words in found if words), None)
+            return f"a mapping whose every value is {wrong}" if wrong else None
         plain = value is None or isinstance(value, bool | int | float | str | list | dict)
         return "a component, as GROUP=CHOICE gives" if plain else None
     types, words = _PLAIN[hint]

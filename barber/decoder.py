@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from barber.blocks import Block, Call, Layer, Linear, replaced_forward
 from barber.families import Family, family_of
-from barber.tensors import Tensor, batches, to_float32
+from barber.tensors import Tensor, batches, converted
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LayerInputs:
     """What the first decoder layer is fed, and the other arguments of every layer's call.
 
     Args:
-        hidden_NLD: the embedded tokens of all samples, float32.
+        hidden_NLD: the embedded tokens of all samples, in the dtype that was asked for.
         calls: for every layer, its arguments by batch size; masks and positions differ by layer in some families
             (sliding and full attention) and by batch size in others.
     """
@@ -52,8 +52,14 @@ class Decoder:
         """Every prunable linear, in the order of the walk."""
         return [linear for layer in self.layers for linear in layer.linears]
 
-    def inputs(self, tokens_NL: Tensor, batch_size: int, device: torch.device) -> LayerInputs:
-        """Embed the tokens and record every layer's call.
+    def inputs(
+        self,
+        tokens_NL: Tensor,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> LayerInputs:
+        """Embed the tokens and record every layer's call, on `device` and in `dtype` (None: the model's own).
 
         The model's own forward runs with decoder layers that hand their input on, so this costs no more than the
         embedding. Calls are recorded for the full and the last, smaller batch.
@@ -62,7 +68,7 @@ class Decoder:
         hidden: list[Tensor] = []
         for batch in batches(len(tokens_NL), batch_size):
             seen = self._embed(tokens_NL[batch])
-            hidden.append(to_float32(seen[0].x, device))
+            hidden.append(converted(seen[0].x, device, dtype))
             for by_size, call in zip(calls, seen, strict=True):
                 if len(hidden[-1]) not in by_size:
                     by_size[len(hidden[-1])] = call
@@ -72,10 +78,28 @@ class Decoder:
                 kwargs = {}
                 for key, value in call.kwargs.items():
                     if id(value) not in moved:
-                        moved[id(value)] = (to_float32(value, device), value)
+                        moved[id(value)] = (converted(value, device, dtype), value)
                     kwargs[key] = moved[id(value)][0]
-                by_size[size] = Call(call.x.new_empty(0), to_float32(call.args, device), kwargs)
+                by_size[size] = Call(call.x.new_empty(0), converted(call.args, device, dtype), kwargs)
         return LayerInputs(torch.cat(hidden), calls)
+
+    @torch.no_grad()
+    def logits(self, tokens_BL: Tensor, hidden_BLD: Tensor) -> Tensor:
+        """The logits of a batch whose last decoder layer gave `hidden_BLD`: (B, L, V).
+
+        What follows the layers (norm, head, scaling, capping) is left to the model's own forward.
+        """
+
+        def pass_on(*args: Any, **kwargs: Any) -> Tensor:
+            return Call.of(args, kwargs).x
+
+        with ExitStack() as stack:
+            for layer in self.layers[:-1]:
+                stack.enter_context(replaced_forward(layer.module, pass_on))
+            stack.enter_context(replaced_forward(self.layers[-1].module, lambda *_, **__: hidden_BLD))
+            logits_BLV = self.model(input_ids=tokens_BL, use_cache=False).logits
+        assert isinstance(logits_BLV, Tensor)
+        return logits_BLV
 
     @torch.no_grad()
     def _embed(self, tokens_BL: Tensor) -> list[Call]:

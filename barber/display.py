@@ -1,6 +1,7 @@
 """What people see of a run: log lines, progress bars with the time left, a table at the end."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +50,81 @@ def describe(block: BlockReport, num_layers: int) -> str:
     return f"{place}  {', '.join(parts)}, {block.seconds:.1f} s"
 
 
-def perplexity(result: dict[str, Any]) -> str:
-    """A perplexity as people write it."""
-    value = result["perplexity"]
-    return "beyond 1e304" if value is None else f"{value:,.2f}"
+def findings(stage: str, results: dict[str, Any]) -> Iterator[str]:
+    """What was measured of a stage of the model, a log line each."""
+    for text, result in results.get("perplexity", {}).items():
+        yield f"Perplexity of the {stage} model on {text}: {_perplexity(result)}.{_known(result)}"
+    for text, result in results.get("agreement", {}).items():
+        yield (
+            f"The {stage} model against the dense one on {text}: KL divergence {result['kl_divergence']:.4f}, "
+            f"the same likeliest token at {result['top1_agreement']:.1%} of the positions."
+        )
+    if found := results.get("zero_shot"):
+        tasks = ", ".join(f"{name} {_accuracy(task)}" for name, task in found["tasks"].items())
+        yield f"Accuracy of the {stage} model, {tasks}{_limited(found)}.{_known(found)}"
+    if sample := results.get("sample"):
+        yield f"The {stage} model goes on: {sample['prompt'] + sample['text']!r}"
 
 
 def show(record: RunRecord, folder: Path) -> None:
     """The end of a run: a short table, and where everything is."""
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column("model")
-    table.add_column("zeros", justify="right")
-    table.add_column("perplexity", justify="right")
-    sparsity = record.sparsity["sparsity"] if record.sparsity else 0.0
-    measured: dict[str, Any] = record.results.get("perplexity", {})
     last = "dense" if record.sparsity is None else "rebuilt" if record.config.get("rebuild") else "pruned"
-    for stage in list(measured) or [last]:
-        zeros = f"{0.0 if stage == 'dense' else sparsity:.2%}"
-        table.add_row(stage, zeros, perplexity(measured[stage]) if stage in measured else "-")
+    columns = {stage: _cells(results) for stage, results in record.results.items()} or {last: {}}
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    table.add_column()
+    for stage in columns:
+        table.add_column(stage, justify="right")
+    sparsity = record.sparsity["sparsity"] if record.sparsity else 0.0
+    table.add_row("zeros", *(f"{0.0 if stage == 'dense' else sparsity:.2%}" for stage in columns))
+    for row in dict.fromkeys(row for cells in columns.values() for row in cells):
+        table.add_row(row, *(cells.get(row, "") for cells in columns.values()))
     console.print()
     console.print(table)
+    for note in _notes(record):
+        console.print(note, markup=False, soft_wrap=True)
     console.print()
     for what, path in (("record", FILE), *record.files.items()):
         console.print(f"{what:<8} {folder / path}", markup=False, soft_wrap=True)
+
+
+def _cells(results: dict[str, Any]) -> dict[str, str]:
+    """A stage's column, by row."""
+    cells = {f"perplexity, {text}": _perplexity(result) for text, result in results.get("perplexity", {}).items()}
+    for text, result in results.get("agreement", {}).items():
+        cells[f"KL divergence, {text}"] = f"{result['kl_divergence']:.4f}"
+        cells[f"same top token, {text}"] = f"{result['top1_agreement']:.1%}"
+    if found := results.get("zero_shot"):
+        star = "*" if found["limit"] else ""
+        cells |= {f"acc{star}, {name}": _accuracy(task) for name, task in found["tasks"].items()}
+        if found["mean_acc"] is not None:
+            cells[f"acc{star}, mean"] = f"{found['mean_acc']:.2%}"
+    return cells
+
+
+def _notes(record: RunRecord) -> Iterator[str]:
+    """What has to be said under the table for nobody to misread it."""
+    if limit := next((found["limit"] for r in record.results.values() if (found := r.get("zero_shot"))), None):
+        yield f"* only the first {limit} documents of every task: not comparable with published figures"
+    measured = [found for r in record.results.values() for found in r.get("perplexity", {}).values()]
+    if any(found["max_windows"] for found in measured):
+        most = max(found["windows"] for found in measured)
+        yield f"perplexity on the first {most} windows of a text at most (evals.max_windows)"
+
+
+def _perplexity(result: dict[str, Any]) -> str:
+    value = result["perplexity"]
+    return "beyond 1e304" if value is None else f"{value:,.2f}"
+
+
+def _accuracy(task: dict[str, Any]) -> str:
+    value = task.get("acc")
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _limited(found: dict[str, Any]) -> str:
+    mean = "" if found["mean_acc"] is None else f", mean {found['mean_acc']:.2%}"
+    return mean + (f" (ONLY THE FIRST {found['limit']} DOCUMENTS of every task)" if found["limit"] else "")
+
+
+def _known(result: dict[str, Any]) -> str:
+    return f" (known since {result['cached']})" if "cached" in result else ""

@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from barber.errors import UserError
+from barber.hub import offline_if_unreachable
 
 log = logging.getLogger("barber")
 
@@ -77,7 +79,8 @@ class Pretrained:
         if self.local:
             self._check_folder()
         try:
-            config = AutoConfig.from_pretrained(self.path, **self._where())
+            with self._hub():
+                config = AutoConfig.from_pretrained(self.path, **self._where())
         except (OSError, ValueError, StrictDataclassError) as error:
             raise UserError(self._cannot("config", error), field="path") from error
         assert isinstance(config, PreTrainedConfig)
@@ -87,7 +90,8 @@ class Pretrained:
         if self.local and not any((Path(self.path) / name).exists() for name in _TOKENIZER_FILES):
             return None
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._where())
+            with self._hub():
+                tokenizer = AutoTokenizer.from_pretrained(self.path, **self._where())
         except (OSError, ValueError) as error:
             raise UserError(self._cannot("tokenizer", error), field="path") from error
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -96,9 +100,10 @@ class Pretrained:
     def load(self) -> PreTrainedModel:
         dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **self._where()
-            )
+            with self._hub():
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    self.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **self._where()
+                )
         except (OSError, ValueError) as error:
             raise UserError(self._cannot("weights", error), field="path") from error
         if found["missing_keys"]:  # transformers fills them with random numbers
@@ -112,6 +117,9 @@ class Pretrained:
         if self.local:
             return where | {"local_files_only": True}
         return where | ({"revision": self.revision} if self.revision else {})
+
+    def _hub(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.local else offline_if_unreachable()
 
     def _check_folder(self) -> None:
         folder = Path(self.path)

@@ -1,6 +1,7 @@
 """Pictures of a run, drawn without a display."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -19,20 +20,48 @@ def plot_losses(blocks: Sequence[BlockReport], title: str, path: Path) -> None:
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axis, name in zip(axes, names, strict=True):
         _draw(axis, [block for block in blocks if block.block == name])
-        axis.set_title({"attention": "Attention", "mlp": "MLP"}.get(name, name))
+        axis.set_title(_TITLES.get(name, name))
     axes[0].set_ylabel("mean squared error of the block's output")
     axes[0].legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 
+def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, path: Path) -> None:
+    """Error of every block's output against the dense model's, by stage and text; attention and MLP side by side."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True)
+    texts = list(next(iter(errors.values())))
+    for axis, kind in zip(axes, ("attention", "mlp"), strict=True):
+        for stage, by_text in errors.items():
+            for text, style in zip(texts, itertools.cycle(["o-", "s--", "^:", "v-."])):
+                found = [(int(name.split(".")[0]), y) for name, y in by_text[text].items() if name.endswith(kind)]
+                label = f"{stage}, {text}" if len(texts) > 1 else stage
+                axis.plot(*zip(*found, strict=True), style, color=_COLORS[stage], markersize=4, label=label)
+        _finish(axis)
+        axis.set_title(_TITLES[kind])
+    axes[0].set_ylabel("squared distance from the dense model,\nas a share of the dense output's square")
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"{title}: block outputs on {', '.join(texts)}")
+    figure.savefig(path, dpi=120)
+
+
+_COLORS = {"pruned": "#9aa0a6", "rebuilt": "#c5221f"}
+_TITLES = {"attention": "Attention", "mlp": "MLP"}
+
+
 def _draw(axis: Axes, blocks: Sequence[BlockReport]) -> None:
     layers = [block.layer for block in blocks]
     before = [block.loss_before or 0.0 for block in blocks]
     after = [block.loss_after or 0.0 for block in blocks]
-    axis.plot(layers, before, "o-", color="#9aa0a6", markersize=4, label="initial mask")
-    axis.plot(layers, after, "o-", color="#c5221f", markersize=4, label="rebuilt mask")
-    axis.fill_between(layers, before, after, color="#c5221f", alpha=0.12, linewidth=0)
+    axis.plot(layers, before, "o-", color=_COLORS["pruned"], markersize=4, label="initial mask")
+    axis.plot(layers, after, "o-", color=_COLORS["rebuilt"], markersize=4, label="rebuilt mask")
+    axis.fill_between(layers, before, after, color=_COLORS["rebuilt"], alpha=0.12, linewidth=0)
+    _finish(axis)
+
+
+def _finish(axis: Axes) -> None:
     axis.set_yscale("log")
     axis.set_xlabel("decoder layer, counted from 0")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

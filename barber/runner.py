@@ -5,8 +5,7 @@ import logging
 import platform
 import random
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber import display
 from barber.api import BlockReport, Report, fitting_batch_size, prune
-from barber.calibration import Calibration, CalibrationSet, TokenSamples
+from barber.calibration import Calibration, CalibrationSet, TokenSamples, save_samples
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
 from barber.errors import BarberError, UserError, within
-from barber.evals import Perplexity
+from barber.evals import Evaluation, Prepared, Stage
 from barber.export import HuggingFaceFolder, MaskFile, model_card
 from barber.families import family_of
 from barber.models import ModelSource, skeleton
 from barber.patterns import Pattern
-from barber.plots import plot_losses
+from barber.plots import plot_block_errors, plot_losses
 from barber.pruners import Pruner
 from barber.rebuild import Barber
 from barber.record import RunRecord
@@ -57,7 +56,7 @@ class Experiment:
     calibration: Calibration
     pruner: Pruner | None
     rebuild: Barber | None
-    evals: Perplexity | None
+    evals: Evaluation | None
     tracker: Tracker | None
     export: HuggingFaceFolder | MaskFile | None
     seed: int = 0
@@ -76,7 +75,7 @@ class Inputs:
     device: torch.device
     tokenizer: PreTrainedTokenizerBase | None
     calibration: CalibrationSet | None
-    windows_NL: Tensor | None
+    evaluation: Prepared | None
 
 
 def run(experiment: Experiment, config: dict[str, Any], overrides: list[str], folder: Path) -> RunRecord:
@@ -123,7 +122,7 @@ class _Run:
         self.tracking.start(experiment.name, record.config, self.folder)
         with self.stopwatch("load"), within("model"):
             model = experiment.model.load()
-        log.info("Loaded %s: %s parameters, %s.", experiment.name, f"{model.num_parameters():,}", model.dtype)
+        log.info("Loaded %s: %s parameters, %s.", experiment.model, f"{model.num_parameters():,}", model.dtype)
         self._evaluate("dense", model, inputs)
         if experiment.pruner is not None:
             stage, masks = self._prune(model, inputs)
@@ -135,6 +134,7 @@ class _Run:
                         self._evaluate("pruned", model, inputs)
                 self._evaluate("rebuilt", model, inputs)
             self._export(model, inputs, masks)
+        self._plot_block_errors()
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
     def _prepare(self) -> Inputs:
@@ -163,12 +163,18 @@ class _Run:
             from_file = isinstance(experiment.calibration, TokenSamples)
             keys = ("calibration.path",) if from_file else ("calibration", "calibration.seqlen")
             check_tokens(inputs.calibration.tokens_NL, config, *keys)
+            if experiment.calibration.save is not None:
+                with within("calibration"):
+                    save_samples(inputs.calibration, Path(experiment.calibration.save))
             self._note_calibration(inputs.calibration)
         if experiment.evals is not None:
             with within("evals"):
-                inputs.windows_NL = experiment.evals.windows(tokenizer)
-            key = "evals.text.path" if isinstance(experiment.evals.text, TokenFile) else "evals.text"
-            check_tokens(inputs.windows_NL, config, key, "evals.seqlen")
+                inputs.evaluation = experiment.evals.prepare(tokenizer, self.folder / "tasks")
+            for name, windows in inputs.evaluation.windows.items():
+                key = f"evals.texts.{name}" + (".path" if isinstance(experiment.evals.texts[name], TokenFile) else "")
+                check_tokens(windows.tokens_NL, config, key, "evals.seqlen")
+                num, seqlen = windows.tokens_NL.shape
+                log.info("Evaluation on %s: %d windows of %d tokens from %s.", name, num, seqlen, windows.source)
         return inputs
 
     def _note_calibration(self, calibration: CalibrationSet) -> None:
@@ -182,27 +188,22 @@ class _Run:
         }
         log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)
 
-    def _measures(self, stage: str) -> bool:
-        evals = self.experiment.evals
-        return evals is not None and stage in evals.stages
-
-    def _evaluate(self, stage: str, model: PreTrainedModel, inputs: Inputs) -> None:
+    def _evaluate(self, stage: Stage, model: PreTrainedModel, inputs: Inputs) -> None:
         """Measure a stage of the model, where the experiment asks for it."""
-        evals = self.experiment.evals
-        if evals is None or inputs.windows_NL is None or not self._measures(stage):
+        if inputs.evaluation is None:
             return
-        with (
-            self.stopwatch(f"evaluate {stage}"),
-            display.progress() as progress,
-            _on_device(model, inputs.device),
-        ):
-            task = progress.add_task(f"Perplexity, {stage}", total=len(inputs.windows_NL))
-            result = evals.evaluate(
-                model, inputs.windows_NL, inputs.device, lambda windows: progress.advance(task, windows)
-            )
-        self.record.results.setdefault("perplexity", {})[stage] = result
-        self.record.write(self.folder)
-        log.info("Perplexity of the %s model: %s.", stage, display.perplexity(result))
+        with self.stopwatch(f"evaluate {stage}"), display.progress() as progress:
+
+            def watch(what: str, steps: int) -> Callable[[int], None]:
+                task = progress.add_task(what, total=steps)
+                return lambda done: progress.advance(task, done)
+
+            results = inputs.evaluation.measure(stage, model, inputs.device, watch)
+        if results:
+            self.record.results[stage] = results
+            self.record.write(self.folder)
+            for line in display.findings(stage, results):
+                log.info(line)
 
     def _prune(self, model: PreTrainedModel, inputs: Inputs) -> tuple[PrunedStage | None, dict[str, Tensor]]:
         """Walk the decoder layers; returns the pruned stage if it is to be measured, and the masks to be exported."""
@@ -211,7 +212,10 @@ class _Run:
         seqlen = calibration.tokens_NL.shape[1]
         batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
         record.machine["batch_size"] = batch_size
-        stage = PrunedStage() if experiment.rebuild is not None and self._measures("pruned") else None
+        compares = (
+            experiment.rebuild is not None and inputs.evaluation is not None and inputs.evaluation.reports("pruned")
+        )
+        stage = PrunedStage() if compares else None
         masks: dict[str, Tensor] = {}
         num_layers = len(Decoder(model).layers)
         blocks: list[BlockReport] = []
@@ -262,6 +266,16 @@ class _Run:
             plot_losses(report.blocks, self.experiment.name, self.folder / "loss.png")
             self.record.files["loss"] = "loss.png"
 
+    def _plot_block_errors(self) -> None:
+        errors = {
+            stage: {text: result["block_errors"] for text, result in results["agreement"].items()}
+            for stage, results in self.record.results.items()
+            if "agreement" in results
+        }
+        if errors:
+            plot_block_errors(errors, self.experiment.name, self.folder / "block_errors.png")
+            self.record.files["blocks"] = "block_errors.png"
+
     def _export(self, model: PreTrainedModel, inputs: Inputs, masks: dict[str, Tensor]) -> None:
         export, record, folder = self.experiment.export, self.record, self.folder
         if export is None or record.sparsity is None:
@@ -278,17 +292,6 @@ class _Run:
                 config_yaml=yaml.safe_dump(record.config, sort_keys=False),
             )
             record.files["model"] = export.save(model, inputs.tokenizer, card, folder).name
-
-
-@contextmanager
-def _on_device(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """The whole model on a device inside this context; between evaluations only a layer at a time is there."""
-    home = model.device
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
 
 
 def _seed_everything(seed: int) -> None:

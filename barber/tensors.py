@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Tensor", "batches", "to_float32"]
+__all__ = ["Tensor", "batches", "converted"]
 
 
 def batches(num_samples: int, batch_size: int) -> Iterator[slice]:
@@ -25,12 +25,15 @@ def batches(num_samples: int, batch_size: int) -> Iterator[slice]:
         yield slice(start, min(start + batch_size, num_samples))
 
 
-def to_float32(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor in it (nested in tuples, lists, dicts) on `device`, floating ones in float32."""
+def converted(value: Any, device: torch.device, dtype: torch.dtype | None = torch.float32) -> Any:
+    """`value` with every tensor in it (nested in tuples, lists, dicts) on `device`, floating ones in `dtype`.
+
+    With dtype None they keep their own.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, torch.float32) if value.is_floating_point() else value.to(device)
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
     if isinstance(value, tuple | list):
-        return type(value)(to_float32(item, device) for item in value)
+        return type(value)(converted(item, device, dtype) for item in value)
     if isinstance(value, dict):
-        return {key: to_float32(item, device) for key, item in value.items()}
+        return {key: converted(item, device, dtype) for key, item in value.items()}
     return value

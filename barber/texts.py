@@ -1,6 +1,7 @@
-"""Where text comes from, for calibration and for evaluation: as documents, or as token ids."""
+"""Texts, for calibration and for evaluation: where they come from, and their token ids."""
 
 import glob
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,16 +11,45 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from barber import wikipedia
-from barber.errors import UserError
+from barber.errors import UserError, within
+from barber.sources import DataSet, kind_of, open_text, read_column
 from barber.tensors import Tensor
 
 
-class Text(Protocol):
-    """A text that can be tokenised; str(text) says where it comes from."""
+@dataclass(frozen=True)
+class Tokens:
+    """The token ids of a text, (T,) int64, and where the text was found."""
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        """The token ids of the whole text, (T,) int64."""
+    tokens_T: Tensor
+    source: str
+
+
+class Text(Protocol):
+    """A text that can be tokenised."""
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+        """The token ids of the whole text."""
         ...
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of a data set as one text.
+
+    Args:
+        data: the data set.
+        separator: what stands between two rows.
+        max_windows: the protocol of this text measures no more windows of it than so many; None: all.
+    """
+
+    data: DataSet
+    separator: str
+    max_windows: int | None = None
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+        with within("data"):
+            rows = self.data.rows()
+        return Tokens(tokenise(self.separator.join(rows.texts), tokenizer), rows.source)
 
 
 @dataclass(frozen=True)
@@ -32,38 +62,50 @@ class OfflineText:
 
     part: Literal["calibration", "evaluation"]
 
-    def __str__(self) -> str:
-        return f"Wikipedia articles in gensim's test data, {self.part} part"
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return tokenise("\n\n".join(wikipedia.part(self.part)), tokenizer)
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+        tokens_T = tokenise("\n\n".join(wikipedia.part(self.part)), tokenizer)
+        return Tokens(tokens_T, f"Wikipedia articles in gensim's test data, {self.part} part")
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Plain text files in UTF-8, joined with a blank line in between.
+    """Text files in UTF-8, joined with a blank line in between; of .jsonl and .parquet files, a column's rows likewise.
 
     Args:
-        path: a file, a folder (its *.txt, *.md and *.raw files, also in subfolders) or a glob pattern.
+        path: a file, a folder (its .txt, .md, .raw, .jsonl and .parquet files, also in subfolders and with .gz) or a
+            glob pattern.
+        column: the column of .jsonl and .parquet files that holds the text.
     """
 
     path: str
+    column: str = "text"
 
-    def __str__(self) -> str:
-        return f"text files {self.path}"
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
         root = Path(self.path)
         if root.is_dir():
-            files = sorted(path for path in root.rglob("*") if path.suffix in (".txt", ".md", ".raw"))
+            files = sorted(path for path in root.rglob("*") if path.is_file() and kind_of(path) in _TEXT_KINDS)
         else:
             files = sorted(Path(path) for path in glob.glob(self.path, recursive=True))
         if not files:
             raise UserError(f"must be text files or a folder of them; {self.path} has none", field="path")
+        texts = [text for file in files for text in self._read(file)]
+        if not any(text.strip() for text in texts):
+            raise UserError(f"must be text files with text in them; {self.path} is empty", field="path")
+        return Tokens(tokenise("\n\n".join(texts), tokenizer), f"text files {self.path}")
+
+    def _read(self, file: Path) -> list[str]:
+        if kind_of(file) in _ROW_KINDS:
+            with within("path"):
+                return list(read_column(file, self.column))
         try:
-            return tokenise("\n\n".join(path.read_text(encoding="utf-8") for path in files), tokenizer)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"must be UTF-8 text files; reading {self.path} failed: {error}", field="path") from error
+            with open_text(file) as stream:
+                return [stream.read()]
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise UserError(f"must be UTF-8 text files; reading {file} failed: {error}", field="path") from error
+
+
+_ROW_KINDS = (".jsonl", ".json", ".parquet")
+_TEXT_KINDS = (".txt", ".md", ".raw", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -76,11 +118,8 @@ class TokenFile:
 
     path: str
 
-    def __str__(self) -> str:
-        return f"token ids of {self.path}"
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return read_token_file(self.path).flatten()
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+        return Tokens(read_token_file(self.path).flatten(), f"token ids of {self.path}")
 
 
 def read_token_file(path: str) -> Tensor:

@@ -2,9 +2,16 @@
 
 import os
 
+import pytest
 import torch
 
 # The models are tiny and pytest-xdist runs a process a core: more threads would only be in each other's way.
 torch.set_num_threads(1)
 # No test may wait for a network that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What earlier runs kept must not answer for the code of today, nor the tests fill the user's cache."""
+    os.environ["BARBER_CACHE"] = str(tmp_path_factory.mktemp("cache"))

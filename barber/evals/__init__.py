@@ -1,5 +1,19 @@
-"""Evaluations of a model. One file a kind."""
+"""What is measured of a model. One file a kind; `evaluation` puts them together."""
 
-from barber.evals.perplexity import Perplexity
+from barber.evals.agreement import Agreement
+from barber.evals.evaluation import Evaluation, Prepared, Stage, evaluation
+from barber.evals.sample import Sample
+from barber.evals.windows import WindowProtocol, Windows
+from barber.evals.zero_shot import ZeroShot
 
-__all__ = ["Perplexity"]
+__all__ = [
+    "Agreement",
+    "Evaluation",
+    "Prepared",
+    "Sample",
+    "Stage",
+    "WindowProtocol",
+    "Windows",
+    "ZeroShot",
+    "evaluation",
+]

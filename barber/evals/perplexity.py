@@ -1,99 +1,59 @@
-"""Perplexity on a text, as the pruning papers report it."""
+"""Perplexity of a text, as the pruning papers report it."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from barber.errors import NumericsError, UserError, within
-from barber.tensors import Tensor, batches
-from barber.texts import Text
-
-Stage = Literal["dense", "pruned", "rebuilt"]
+from barber.errors import NumericsError
+from barber.evals.forward import Batch
+from barber.evals.windows import Windows
+from barber.tensors import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Perplexity:
-    """The text is tokenised whole and cut into windows of `seqlen` tokens, without overlap, the rest dropped.
+    """exp(mean over the scored tokens of their cross-entropy), in natural logarithms.
 
-    Per window the mean cross-entropy of its seqlen - 1 next tokens; perplexity = exp(mean over windows).
-
-    Args:
-        text: the text.
-        seqlen: tokens of a window.
-        max_windows: take the first so many windows; None: all. A limit makes figures incomparable, it is recorded.
-        batch_size: windows that go through the model together.
-        stages: which models are measured: dense, with the initial mask (pruned), with the rebuilt one.
+    Without overlap every window scores its seqlen - 1 next tokens, so this is the papers' mean over windows.
     """
 
-    text: Text
-    seqlen: int = 2048
-    max_windows: int | None = None
-    batch_size: int = 4
-    stages: Sequence[Stage] = ("dense", "pruned", "rebuilt")
+    windows: Windows
+    nll: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if self.seqlen < 2:
-            raise UserError(f"must be at least 2, not {self.seqlen}", field="seqlen")
-        for name in ("max_windows", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"must be at least 1, not {value}", field=name)
+    def add(self, batch: Batch) -> None:
+        """Take in a batch of windows."""
+        numbers = range(batch.windows.start, batch.windows.stop)
+        for number, tokens_L, logits_LV in zip(numbers, batch.tokens_BL, batch.logits_BLV, strict=True):
+            scored = self.windows.scored(number)
+            targets = tokens_L[scored.start + 1 : scored.stop + 1]
+            self.nll.append(functional.cross_entropy(logits_LV[scored].float(), targets))
+            self.tokens.append(len(targets))
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        """The windows, (N, L) int64.
+    def result(self) -> dict[str, Any]:
+        """The perplexity, its standard error over windows, and the protocol.
 
         Raises:
-            UserError: the text is shorter than one window.
+            NumericsError: a loss is NaN or infinite.
         """
-        with within("text"):
-            tokens_T = self.text.tokens(tokenizer)
-        count = len(tokens_T) // self.seqlen
-        if count == 0:
-            raise UserError(
-                f"must be at most {len(tokens_T)}, the tokens of the text ({self.text}), not {self.seqlen}",
-                field="seqlen",
-            )
-        return tokens_T[: count * self.seqlen].view(count, self.seqlen)[: self.max_windows]
-
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        windows_NL: Tensor,
-        device: torch.device,
-        progress: Callable[[int], None] = lambda windows: None,
-    ) -> dict[str, float | int | str | None]:
-        """Measure a model that is on `device`; `progress` is told the number of windows of every finished batch."""
-        losses_N = []
-        with torch.inference_mode():
-            for batch in batches(len(windows_NL), self.batch_size):
-                losses_N.append(_window_losses(model, windows_NL[batch].to(device)))
-                progress(len(losses_N[-1]))
-        loss_N = torch.cat(losses_N).double()
-        if not loss_N.isfinite().all():
+        nll_N = torch.stack(self.nll).double().cpu()
+        if not nll_N.isfinite().all():
             raise NumericsError("the evaluated model's loss is NaN or infinite")
-        loss = loss_N.mean().item()
+        weight_N = torch.tensor(self.tokens, dtype=torch.float64)
+        nll = ((nll_N * weight_N).sum() / weight_N.sum()).item()
+        error = (nll_N.std() / len(nll_N) ** 0.5).item() if len(nll_N) > 1 else None
+        # above that the exponential overflows; the loss still tells models apart
+        perplexity = math.exp(nll) if nll < 700 else None
         return {
-            # above that the exponential overflows; the loss still tells models apart
-            "perplexity": math.exp(loss) if loss < 700 else None,
-            "nll_per_token": loss,
-            "nll_standard_error": (loss_N.std() / len(loss_N) ** 0.5).item() if len(loss_N) > 1 else None,
-            "windows": len(loss_N),
-            "seqlen": self.seqlen,
-            "max_windows": self.max_windows,
-            "text": str(self.text),
+            "perplexity": perplexity,
+            "perplexity_standard_error": None if perplexity is None or error is None else perplexity * error,
+            "nll_per_token": nll,
+            "nll_standard_error": error,
+            "windows": len(self.nll),
+            "tokens": sum(self.tokens),
+            **self.windows.protocol,
+            "digest": self.windows.digest,
         }
-
-
-def _window_losses(model: PreTrainedModel, tokens_BL: Tensor) -> Tensor:
-    """Mean cross-entropy of the next tokens of every window: (B,), float32."""
-    logits_BLV = model(input_ids=tokens_BL, use_cache=False).logits
-    losses = [
-        functional.cross_entropy(logits_LV[:-1].float(), tokens_L[1:])
-        for logits_LV, tokens_L in zip(logits_BLV, tokens_BL, strict=True)
-    ]
-    return torch.stack(losses)

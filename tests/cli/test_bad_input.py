@@ -26,6 +26,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write_inputs(folder)
     (folder / "short.md").write_text("short", encoding="utf-8")
+    (folder / "empty.md").write_text("\n", encoding="utf-8")
     (folder / "latin1.md").write_bytes("naïve".encode("latin-1"))
     tokens = tiny.tokens()
     for name, tensors in {
@@ -165,23 +166,40 @@ EVALS = {
     "evals.stages=[dense,foo]": "evals.stages must be a list of dense, pruned, rebuilt, not ['dense', 'foo']",
     "evals.stages=dense": "evals.stages must be a list, not 'dense'",
     "evals.max_windows=0": "evals.max_windows must be at least 1, not 0",
-    "evals.text.path=short.md": (
+    "evals.texts.files.path=short.md": (
         "evals.seqlen must be at most 5, the tokens of the text (text files short.md), not 512"
     ),
-    "evals.text.path=nowhere.md": "evals.text.path must be text files or a folder of them; nowhere.md has none",
-    "evals.text=text.md": "evals.text must be a component, as GROUP=CHOICE gives, not 'text.md'",
-    "evals.text.path=???": "evals.text.path has to be given: evals.text.path=VALUE",
+    "evals.texts.files.path=nowhere.md": (
+        "evals.texts.files.path must be text files or a folder of them; nowhere.md has none"
+    ),
+    "evals.texts.files.path=empty.md": (
+        "evals.texts.files.path must be text files with text in them; empty.md is empty"
+    ),
+    "evals.texts=text.md": "evals.texts must be a mapping of keys to values or null, not 'text.md'",
+    "evals.texts.files.path=???": "evals.texts.files.path has to be given: evals.texts.files.path=VALUE",
+    "evals.stride=513": "evals.stride must be between 1 and seqlen (512), not 513",
+    "evals.bos=true": "evals.bos must be false, the model's tokenizer has no beginning-of-sequence token",
+    "evals.placement=disk": "evals.placement must be one of auto, whole, layers, not 'disk'",
+    "evals.batch_size=0": "evals.batch_size must be at least 1, not 0",
+    "evals.sample.prompt=''": "evals.sample.prompt must be a text, not an empty one",
+    "~evals.texts.files": (
+        "evals.texts must name a text at least, as evals/text=wikitext2 or evals/text=[wikitext2,ptb]"
+    ),
     "evals.seqlen=100 model.settings.max_position_embeddings=99": (
         "evals.seqlen gives samples of 100 tokens, but the model has positions for 99 at most"
     ),
-    "evals/text=tokens evals.text.path=wrong_key.safetensors": (
-        "evals.text.path must hold the key 'tokens'; wrong_key.safetensors has ids"
+}
+WITH_EVALS = f"{TINY} evals=perplexity evals/text=files evals.texts.files.path=text.md"
+
+TOKENS = {
+    "evals.texts.tokens.path=wrong_key.safetensors": (
+        "evals.texts.tokens.path must hold the key 'tokens'; wrong_key.safetensors has ids"
     ),
-    "evals/text=tokens evals.text.path=negative.safetensors evals.seqlen=8": (
-        "evals.text.path holds token id -1, but the model's vocabulary has the ids 0 to 255"
+    "evals.texts.tokens.path=negative.safetensors evals.seqlen=8": (
+        "evals.texts.tokens.path holds token id -1, but the model's vocabulary has the ids 0 to 255"
     ),
 }
-WITH_EVALS = f"{TINY} evals=perplexity evals/text=files evals.text.path=text.md"
+WITH_TOKENS = f"{TINY} evals=perplexity evals/text=tokens"
 
 FILES = {
     "model.path=nowhere": "model.path must be a folder with a Hugging Face model; nowhere is not there",
@@ -222,14 +240,14 @@ FILES = {
         "calibration: the model has no tokenizer, so text is of no use; "
         "give token ids instead (calibration=tokens, evals/text=tokens)"
     ),
-    "evals=perplexity evals/text=files evals.text.path=text.md": (
-        "evals.text: the model has no tokenizer, so text is of no use; "
+    "evals=perplexity evals/text=files evals.texts.files.path=text.md": (
+        "evals.texts.files: the model has no tokenizer, so text is of no use; "
         "give token ids instead (calibration=tokens, evals/text=tokens)"
     ),
 }
 CASES = [
     pytest.param(base, overrides, sentence, id=overrides)
-    for base, cases in ((TINY, VALUES), (WITH_EVALS, EVALS), (LOCAL, FILES))
+    for base, cases in ((TINY, VALUES), (WITH_EVALS, EVALS), (WITH_TOKENS, TOKENS), (LOCAL, FILES))
     for overrides, sentence in cases.items()
 ]
 
@@ -272,7 +290,10 @@ def test_a_packaged_model_that_is_not_installed_comes_with_the_command_that_inst
 
 @pytest.mark.parametrize(
     ("overrides", "key"),
-    [("calibration=offline calibration.nsamples=4", "calibration"), (f"{WITH_EVALS} evals/text=offline", "evals.text")],
+    [
+        ("calibration=offline calibration.nsamples=4", "calibration"),
+        (f"{WITH_EVALS} evals/text=offline", "evals.texts.offline"),
+    ],
 )
 def test_the_offline_text_without_gensim_comes_with_the_command_that_installs_it(
     overrides: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -280,7 +301,7 @@ def test_the_offline_text_without_gensim_comes_with_the_command_that_installs_it
     monkeypatch.setitem(sys.modules, "gensim", None)
     for name in ("articles", "part"):  # what other tests have read is of no help here
         monkeypatch.setattr(wikipedia, name, getattr(wikipedia, name).__wrapped__)
-    without_path = [override for override in overrides.split() if "evals.text.path" not in override]
+    without_path = [override for override in overrides.split() if "evals.texts.files.path" not in override]
     assert complaint(barber("model=tiny", *without_path, f"hydra.run.dir={tmp_path}")) == (
         f'{key}: the offline text needs gensim 4.4.0, install it with: pip install "llm-barber[demo]"'
     )

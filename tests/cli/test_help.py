@@ -4,7 +4,6 @@ import inspect
 import re
 import subprocess
 import sys
-from operator import attrgetter
 from pathlib import Path
 from pydoc import locate
 from typing import Any, get_type_hints
@@ -33,8 +32,10 @@ GIVEN = {
     ("pattern", "nofm"): ["pattern.n=1", "pattern.m=4"],
     ("calibration", "text"): ["calibration.path=FILE"],
     ("calibration", "tokens"): ["calibration.path=FILE"],
-    ("evals/text", "files"): ["evals.text.path=FILE"],
-    ("evals/text", "tokens"): ["evals.text.path=FILE"],
+    ("evals/text", "files"): ["evals.texts.files.path=FILE"],
+    ("evals/text", "tokens"): ["evals.texts.tokens.path=FILE"],
+    ("evals/text", "hub"): ["evals.texts.hub.data.dataset=ORGANISATION/NAME"],
+    ("calibration", "hub"): ["calibration.dataset=ORGANISATION/NAME"],
 }
 
 
@@ -84,15 +85,30 @@ def test_the_composed_config_can_be_looked_at_without_a_run(tmp_path: Path, monk
 @pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] != "experiment"])
 def test_every_choice_composes_and_builds_what_it_names(group: str, choice: str, built: Any) -> None:
     experiment = built(f"{group}={choice}", *GIVEN.get((group, choice), []))
-    component = attrgetter("rebuild.metric" if group == "metric" else group.replace("/", "."))(experiment)
+    component = component_of(experiment, group, choice)
     node = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8"))
     if choice.startswith("paper_"):  # these are another choice with settings of their own
         node = yaml.safe_load((CONF / group / f"{node['defaults'][0]}.yaml").read_text(encoding="utf-8"))
+    if group == "evals" and choice in node:  # the choice adds a kind to what all evals have in common
+        node = node[choice] if isinstance(node[choice], dict) else node
     if "_target_" in node:
         target = locate(node["_target_"])
-        assert type(component) is (target if inspect.isclass(target) else get_type_hints(target)["return"])
+        assert isinstance(component, target if inspect.isclass(target) else get_type_hints(target)["return"])
     else:
-        assert component is None
+        assert component is (True if choice == "perplexity" else None)
+
+
+def component_of(experiment: Experiment, group: str, choice: str) -> Any:
+    """What a choice of a group became."""
+    match group, choice:
+        case "metric", _:
+            return experiment.rebuild.metric
+        case "evals/text", _:
+            assert list(experiment.evals.texts) == [choice]
+            return experiment.evals.texts[choice]
+        case "evals", str() if choice != "none":
+            return getattr(experiment.evals, choice)
+    return getattr(experiment, group)
 
 
 def test_models_of_the_hub_are_named_in_full_and_run_no_code_of_their_own() -> None:

@@ -18,8 +18,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from barber import NM, Barber, Wanda, prune
 from barber.calibration import CalibrationSet
-from barber.evals import Perplexity
-from barber.texts import TokenFile
 from barber.tracking import Wandb
 from tests import tiny
 from tests.cli.running import TEXT, Result, barber, linear_weights, record_of, save_model, write_inputs
@@ -64,10 +62,15 @@ def perplexity(inputs: Path) -> list[str]:
     return [
         "evals=perplexity",
         "evals/text=tokens",
-        f"evals.text.path={path}",
+        f"evals.texts.tokens.path={path}",
         "evals.seqlen=16",
         "evals.max_windows=40",
     ]
+
+
+def perplexities(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a run measured on the one text, by stage."""
+    return {stage: results["perplexity"]["tokens"] for stage, results in record_of(folder)["results"].items()}
 
 
 def done(*arguments: str) -> Result:
@@ -227,46 +230,49 @@ def test_three_stages_are_measured_and_the_pruned_one_is_that_of_a_run_without_r
     rebuilt, pruned = tmp_path / "rebuilt", tmp_path / "pruned"
     done(*command(inputs, rebuilt), *perplexity(inputs))
     done(*command(inputs, pruned, rebuild="rebuild=none"), *perplexity(inputs))
-    results, without = (record_of(out)["results"]["perplexity"] for out in (rebuilt, pruned))
+    results, without = (perplexities(out) for out in (rebuilt, pruned))
     assert list(results) == ["dense", "pruned", "rebuilt"]
     assert list(without) == ["dense", "pruned"]
-    assert without["dense"] == results["dense"]
+    assert without["dense"] == results["dense"] | {"cached": without["dense"]["cached"]}
     assert without["pruned"] == results["pruned"]
     assert len({result["nll_per_token"] for result in results.values()}) == 3
     assert all(result["windows"] == 18 and result["seqlen"] == 16 for result in results.values())
     assert not (pruned / "loss.png").exists()
     assert all(line["loss_before"] is line["loss_after"] is None for line in layers_of(pruned))
 
-    text = TokenFile(str(inputs / "evaluation.safetensors"))
-    measure = Perplexity(text, seqlen=16, max_windows=40)
+    windows_NL = load_file(inputs / "evaluation.safetensors")["tokens"].reshape(18, 16)
     for out, expected in ((rebuilt, results["rebuilt"]), (pruned, results["pruned"])):
-        found = measure.evaluate(loaded(out / "model"), measure.windows(None), torch.device("cpu"))
-        assert found["nll_per_token"] == pytest.approx(expected["nll_per_token"], rel=1e-6)
+        with torch.no_grad():
+            loss = loaded(out / "model")(windows_NL, labels=windows_NL).loss.item()
+        assert expected["nll_per_token"] == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("stages", [["rebuilt"], ["pruned"], ["dense", "rebuilt"]], ids=",".join)
 def test_only_the_stages_asked_for_are_measured(stages: list[str], inputs: Path, tmp_path: Path) -> None:
     asked = f"evals.stages=[{','.join(stages)}]"
     done(*command(inputs, tmp_path), *perplexity(inputs), asked, "export=none")
-    assert list(record_of(tmp_path)["results"]["perplexity"]) == stages
+    assert list(record_of(tmp_path)["results"]) == stages
 
 
 def test_without_a_pruner_the_dense_model_is_measured_and_nothing_else_happens(inputs: Path, tmp_path: Path) -> None:
     dense = [*command(inputs, tmp_path, rebuild="rebuild=none"), "pruner=none", "calibration.path=not_looked_at"]
     result = done(*dense, *perplexity(inputs))
     record = record_of(tmp_path)
-    assert list(record["results"]["perplexity"]) == ["dense"]
+    assert list(record["results"]) == ["dense"]
     assert (record["sparsity"], record["linears"], record["calibration"]) == (None, {}, None)
     assert not {"layers.jsonl", "loss.png", "model"} & {path.name for path in tmp_path.iterdir()}
-    assert f"{record['results']['perplexity']['dense']['perplexity']:,.2f}" in result.out
+    assert f"{perplexities(tmp_path)['dense']['perplexity']:,.2f}" in result.out
 
 
 def test_the_end_of_a_run_shows_the_stages_and_where_everything_is(inputs: Path, tmp_path: Path) -> None:
     result = done(*command(inputs, tmp_path), *perplexity(inputs))
-    measured = record_of(tmp_path)["results"]["perplexity"]
-    for stage, zeros in (("dense", "0.00%"), ("pruned", "50.00%"), ("rebuilt", "50.00%")):
-        value = f"{measured[stage]['perplexity']:,.2f}"
-        assert re.search(rf"^{stage} +{re.escape(zeros)} +{re.escape(value)} *$", result.out, re.MULTILINE)
+    values = [f"{measured['perplexity']:,.2f}" for measured in perplexities(tmp_path).values()]
+    for row in (
+        ["dense", "pruned", "rebuilt"],
+        ["zeros", "0.00%", "50.00%", "50.00%"],
+        ["perplexity, tokens", *values],
+    ):
+        assert re.search(" +".join(map(re.escape, row)) + " *$", result.out, re.MULTILINE)
     for name in ("record.json", "loss.png", "model"):
         assert str(tmp_path / name) in result.out
 

@@ -1,0 +1,235 @@
+"""Everything that is measured of a model, at every stage of a run."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from barber.decoder import Decoder
+from barber.errors import UserError, within
+from barber.evals.agreement import Agreement, Divergence, Reference
+from barber.evals.cache import DenseCache
+from barber.evals.forward import Forward
+from barber.evals.perplexity import Perplexity
+from barber.evals.placement import Placement, goes_by_layer, placed
+from barber.evals.sample import Sample
+from barber.evals.watch import Watch
+from barber.evals.windows import WindowProtocol, Windows
+from barber.evals.zero_shot import Tasks, ZeroShot
+from barber.texts import Text
+
+log = logging.getLogger("barber")
+
+Stage = Literal["dense", "pruned", "rebuilt"]
+
+_TOKENS_OF_A_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured.
+
+    Args:
+        stages: of which models: dense, with the initial mask (pruned), with the rebuilt one.
+        texts: the texts that perplexity and agreement are measured on, by name.
+        windows: how a text becomes windows.
+        perplexity: whether to measure perplexity.
+        agreement: how to compare with the dense model, or None.
+        zero_shot: lm-eval tasks, or None.
+        sample: a prompt to go on with, or None.
+        batch_size: windows that go through the model together; None: as many as have 4096 tokens.
+        placement: `whole`: the model as a whole on the device; `layers`: one decoder layer at a time; `auto`: whole
+            where its weights fit.
+        cache: keep the dense model's results for later runs, and use them.
+    """
+
+    stages: Sequence[Stage]
+    texts: Mapping[str, Text]
+    windows: WindowProtocol
+    perplexity: bool = True
+    agreement: Agreement | None = None
+    zero_shot: ZeroShot | None = None
+    sample: Sample | None = None
+    batch_size: int | None = None
+    placement: Placement = "auto"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"must be at least 1, not {self.batch_size}", field="batch_size")
+        if self.reads_texts and not self.texts:
+            raise UserError("must name a text at least, as evals/text=wikitext2 or evals/text=[wikitext2,ptb]", "texts")
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether anything is measured on texts."""
+        return self.perplexity or self.agreement is not None
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase | None, out: Path) -> "Prepared":
+        """Read the texts and the tasks' data; configs of tasks with local data are written to `out`.
+
+        Raises:
+            UserError: something that is measured on is not to be had.
+        """
+        windows = {}
+        for name, text in self.texts.items() if self.reads_texts else ():
+            with within(f"texts.{name}"):
+                tokens = text.tokens(tokenizer)
+            windows[name] = self.windows.cut(text, tokens, tokenizer)
+        tasks = None
+        if self.zero_shot is not None:
+            if tokenizer is None:
+                raise UserError("needs a tokenizer and the model has none", field="zero_shot")
+            with within("zero_shot"):
+                tasks = self.zero_shot.prepare(out)
+        return Prepared(self, tokenizer, windows, tasks)
+
+
+@dataclass
+class Prepared:
+    """An evaluation whose data are read; it measures the stages of one run."""
+
+    spec: Evaluation
+    tokenizer: PreTrainedTokenizerBase | None
+    windows: dict[str, Windows]
+    tasks: Tasks | None
+    references: dict[str, Reference] = field(default_factory=dict)
+
+    def reports(self, stage: str) -> bool:
+        """Whether a stage of the model is to be measured."""
+        return stage in self.spec.stages
+
+    def measure(self, stage: Stage, model: PreTrainedModel, device: torch.device, watch: Watch) -> dict[str, Any]:
+        """Measure a stage of the model: results by kind, and then by text.
+
+        The dense model is looked at also where only others are compared with it; its results are empty then.
+        """
+        compares = stage == "dense" and self.spec.agreement is not None
+        if not (self.reports(stage) or compares):
+            return {}
+        by_layer = goes_by_layer(self.spec.placement, model, device)
+        cache = DenseCache.of(model, device) if stage == "dense" and self.spec.cache else None
+        results: dict[str, Any] = {}
+        with placed(model, device, by_layer), torch.no_grad():
+            measurement = _Measurement(self, stage, model, device, by_layer, cache, watch)
+            for name in self.windows:
+                for kind, result in measurement.on_text(name).items():
+                    results.setdefault(kind, {})[name] = result
+            if not self.reports(stage):
+                return {}
+            if self.tasks is not None:
+                results["zero_shot"] = measurement.zero_shot(self.tasks)
+            if self.spec.sample is not None and self.tokenizer is not None:
+                results["sample"] = self.spec.sample.evaluate(model, self.tokenizer)
+        return results
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """One stage of a model, placed on the device."""
+
+    prepared: Prepared
+    stage: Stage
+    model: PreTrainedModel
+    device: torch.device
+    by_layer: bool
+    cache: DenseCache | None
+    watch: Watch
+
+    def on_text(self, name: str) -> dict[str, Any]:
+        """Perplexity and agreement on a text, in one pass over its windows."""
+        spec, windows = self.prepared.spec, self.prepared.windows[name]
+        batch_size = spec.batch_size or max(1, _TOKENS_OF_A_BATCH // windows.tokens_NL.shape[1])
+        if self.cache is None:
+            return self._run(name, batch_size)
+        positions = spec.agreement.block_positions if spec.agreement else None
+        entry = self.cache.entry(
+            windows=windows.digest,
+            perplexity=spec.perplexity,
+            agreement=positions,
+            batch_size=batch_size,
+            by_layer=self.by_layer,
+        )
+        known, tensors = entry.results(), entry.tensors() if spec.agreement else None
+        if known is not None and (tensors is not None or spec.agreement is None):
+            if tensors is not None:
+                self.prepared.references[name] = Reference.of(tensors)
+            # where the text was found this time may differ; the token ids do not
+            measured = {kind: result | windows.protocol for kind, result in known["results"].items()}
+            return {kind: result | {"cached": known["measured"]} for kind, result in measured.items()}
+        results = self._run(name, batch_size)
+        reference = self.prepared.references.get(name)
+        entry.save(results, reference.tensors() if reference else None)
+        return results
+
+    def _run(self, name: str, batch_size: int) -> dict[str, Any]:
+        spec, windows = self.prepared.spec, self.prepared.windows[name]
+        outputs = spec.agreement.outputs(windows) if spec.agreement else None
+        perplexity = Perplexity(windows) if spec.perplexity else None
+        reference = Reference() if spec.agreement and self.stage == "dense" else None
+        divergence = None
+        if spec.agreement and self.stage != "dense":
+            divergence = Divergence(windows, Decoder(self.model), self.prepared.references[name])
+        forward = Forward(self.model, self.device, batch_size, self.by_layer)
+        progress = self.watch(f"{self.stage} on {name}", forward.steps(len(windows.tokens_NL)))
+        for batch in forward(windows.tokens_NL, outputs, progress):
+            for meter in (perplexity, reference, divergence):
+                if meter is not None:
+                    meter.add(batch)
+        results = {}
+        if perplexity is not None:
+            results["perplexity"] = perplexity.result()
+        if reference is not None and outputs is not None:
+            reference.blocks = outputs.joined()
+            self.prepared.references[name] = reference
+        if divergence is not None and outputs is not None:
+            results["agreement"] = divergence.result(outputs.joined())
+        return results
+
+    def zero_shot(self, tasks: Tasks) -> dict[str, Any]:
+        """The harness's tasks."""
+        spec, tokenizer = self.prepared.spec.zero_shot, self.prepared.tokenizer
+        assert spec is not None and tokenizer is not None
+        if self.cache is None:
+            return spec.evaluate(self.model, tokenizer, tasks, self.watch)
+        entry = self.cache.entry(zero_shot=spec.facts(tasks))
+        if (known := entry.results()) is not None:
+            kept: dict[str, Any] = known["results"]
+            return kept | {"cached": known["measured"]}
+        results = spec.evaluate(self.model, tokenizer, tasks, self.watch)
+        entry.save(results)
+        return results
+
+
+def evaluation(
+    stages: Sequence[Stage] = ("dense", "pruned", "rebuilt"),
+    texts: Mapping[str, Text] | None = None,
+    seqlen: int = 2048,
+    stride: int | None = None,
+    bos: bool = False,
+    max_windows: int | None = None,
+    perplexity: bool = False,
+    agreement: Agreement | None = None,
+    zero_shot: ZeroShot | None = None,
+    sample: Sample | None = None,
+    batch_size: int | None = None,
+    placement: Placement = "auto",
+    cache: bool = True,
+) -> Evaluation:
+    """An evaluation from one flat set of options; those of the windows are `WindowProtocol`'s."""
+    return Evaluation(
+        stages=stages,
+        texts=texts or {},
+        windows=WindowProtocol(seqlen, stride, bos, max_windows),
+        perplexity=perplexity,
+        agreement=agreement,
+        zero_shot=zero_shot,
+        sample=sample,
+        batch_size=batch_size,
+        placement=placement,
+        cache=cache,
+    )

@@ -1,0 +1,79 @@
+"""Where a model is while it is measured: as a whole on the device, or one decoder layer at a time."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from barber.decoder import Decoder
+from barber.tensors import Tensor
+
+Placement = Literal["auto", "whole", "layers"]
+
+# of the device's memory, for the weights; the rest is for activations and logits
+_SHARE_FOR_WEIGHTS = 0.7
+
+
+def goes_by_layer(placement: Placement, model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether to bring the decoder layers to the device one at a time."""
+    if placement != "auto" or device.type == "cpu":
+        return placement == "layers"
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return bool(model.get_memory_footprint() > _SHARE_FOR_WEIGHTS * memory)
+
+
+@contextmanager
+def placed(model: PreTrainedModel, device: torch.device, by_layer: bool) -> Iterator[None]:
+    """The model ready to run on `device` inside this context; its weights at home stay where they are.
+
+    With `by_layer` a decoder layer comes when it is called and goes when it is done, so that any model fits of which
+    one layer, the embedding and the head do.
+    """
+    layers = [layer.module for layer in Decoder(model).layers] if by_layer else []
+    absent = {id(tensor) for layer in layers for tensor in _tensors(layer)}
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(_on_call(layer, device))
+        stack.enter_context(_moved([tensor for tensor in _tensors(model) if id(tensor) not in absent], device))
+        yield
+
+
+@contextmanager
+def resident(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """A module on the device inside this context."""
+    with _moved(_tensors(module), device):
+        yield
+
+
+@contextmanager
+def _on_call(layer: nn.Module, device: torch.device) -> Iterator[None]:
+    forward = layer.forward
+
+    def fetch_and_run(*args: Any, **kwargs: Any) -> Any:
+        with resident(layer, device):
+            return forward(*args, **kwargs)
+
+    layer.__dict__["forward"] = fetch_and_run
+    try:
+        yield
+    finally:
+        del layer.__dict__["forward"]
+
+
+@contextmanager
+def _moved(tensors: list[Tensor], device: torch.device) -> Iterator[None]:
+    homes = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device)
+        yield
+    finally:
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.data = home
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
