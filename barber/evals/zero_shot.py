@@ -239,7 +239,7 @@ class ZeroShot:
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        return str(path), str(present[wanted[0]])
+        return str(path), str(files[wanted[0]])
 
     def _load(self, manager: Any, name: str, spec: str) -> Any:
         import datasets

@@ -4,18 +4,28 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.errors import NumericsError, UserError
-from barber.evals import Perplexity
-from barber.texts import TokenFile
+from barber.evals import Evaluation, WindowProtocol
+from barber.evals.placement import Placement
+from barber.models import RandomModel
+from barber.texts import Text, TextFiles, TokenFile, Tokens
 from tests import tiny
 
 CPU = torch.device("cpu")
 LENGTH = 12
+BOS = 1
+
+# gemma2 caps its logits, cohere and granite scale them, opt's positions have an offset, the others are plain
+families = pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "cohere", "granite"])
+batch_sizes = pytest.mark.parametrize("batch_size", [1, 3])
+placements = pytest.mark.parametrize("placement", ["whole", "layers"])
 
 
 @dataclass(frozen=True)
@@ -24,100 +34,191 @@ class Ids:
 
     count: int
 
-    def __str__(self) -> str:
-        return f"{self.count} ids"
-
-    def tokens(self, tokenizer: None) -> torch.Tensor:
-        return tiny.tokens(1, self.count, seed=5)[0]
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+        return Tokens(tiny.tokens(1, self.count, seed=5)[0], f"{self.count} ids")
 
 
-def window_losses(model: PreTrainedModel, tokens_T: torch.Tensor, length: int) -> list[float]:
-    """The mean cross-entropy of every whole window, token by token in float64."""
-    losses = []
-    for start in range(0, len(tokens_T) - length + 1, length):
-        window = tokens_T[start : start + length]
+def tokenizer() -> PreTrainedTokenizerBase:
+    """One whose BOS token is that of the tiny models."""
+    made = RandomModel("llama").tokenizer()
+    assert made is not None
+    made.bos_token = made.convert_ids_to_tokens(BOS)
+    return made
+
+
+def window_losses(
+    model: PreTrainedModel, tokens_T: torch.Tensor, length: int, stride: int | None = None, bos: bool = False
+) -> list[list[float]]:
+    """The surprise at every scored token, window by window, in float64: each token the first time that a window has it
+    with something before it.
+    """
+    text, losses, known = tokens_T.tolist(), [], set()
+    content = length - 1 if bos else length
+    step = min(stride or length, content)
+    for start in range(0, len(text) - content + 1, step):
+        window = [BOS] * bos + text[start : start + content]
         with torch.no_grad():
-            logits_LV = model(input_ids=window[None]).logits[0].double()
-        surprises = [-logits_LV[t].log_softmax(0)[window[t + 1]].item() for t in range(length - 1)]
-        losses.append(sum(surprises) / len(surprises))
+            logits_LV = model(input_ids=torch.tensor([window])).logits[0].double()
+        losses.append([])
+        for t in range(1, length):
+            place = start + t - bos
+            if place not in known:
+                known.add(place)
+                losses[-1].append(-logits_LV[t - 1].log_softmax(0)[window[t]].item())
     return losses
 
 
-def evaluate(perplexity: Perplexity, model: PreTrainedModel, progress: Callable[[int], None] = lambda _: None):
-    return perplexity.evaluate(model, perplexity.windows(None), CPU, progress)
+def evaluate(
+    model: PreTrainedModel,
+    text: Text,
+    windows: WindowProtocol | None = None,
+    *,
+    batch_size: int | None = None,
+    placement: Placement = "whole",
+    watch: Callable[[str, int], Callable[[int], None]] = lambda what, steps: lambda done: None,
+) -> dict[str, Any]:
+    """The results on one text, as a run has them."""
+    spec = Evaluation(
+        stages=["pruned"],
+        texts={"text": text},
+        windows=windows or WindowProtocol(LENGTH),
+        batch_size=batch_size,
+        placement=placement,
+        cache=False,
+    )
+    prepared = spec.prepare(tokenizer(), Path("nowhere"))
+    results: dict[str, Any] = prepared.measure("pruned", model, CPU, watch)
+    assert results.keys() == {"perplexity"}
+    return results["perplexity"]["text"]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@batch_sizes
+@families
 def test_perplexity_is_the_exponential_of_the_mean_over_windows(family: str, batch_size: int) -> None:
     model, text = tiny.model(family), Ids(5 * LENGTH + 7)
-    losses = window_losses(model, text.tokens(None), LENGTH)
-    results = evaluate(Perplexity(text, LENGTH, batch_size=batch_size), model)
-    assert results["perplexity"] == pytest.approx(math.exp(statistics.mean(losses)), rel=1e-6)
+    losses = [statistics.mean(window) for window in window_losses(model, text.tokens(None).tokens_T, LENGTH)]
+    results = evaluate(model, text, batch_size=batch_size)
+    nll, error = statistics.mean(losses), statistics.stdev(losses) / math.sqrt(5)
+    assert results["perplexity"] == pytest.approx(math.exp(nll), rel=1e-6)
+    assert results["nll_per_token"] == pytest.approx(nll, rel=1e-6)
+    assert results["nll_standard_error"] == pytest.approx(error, rel=1e-4)
+    assert results["perplexity_standard_error"] == pytest.approx(math.exp(nll) * error, rel=1e-4)
+    assert (results["windows"], results["tokens"], results["text"]) == (5, 5 * (LENGTH - 1), "67 ids")
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["without BOS", "with BOS"])
+@pytest.mark.parametrize("stride", [None, 1, 5, LENGTH - 1])
+@batch_sizes
+@families
+def test_overlap_and_bos_are_those_of_the_plain_loop(
+    family: str, batch_size: int, stride: int | None, bos: bool
+) -> None:
+    model, text = tiny.model(family), Ids(2 * LENGTH + 9)
+    losses = window_losses(model, text.tokens(None).tokens_T, LENGTH, stride, bos)
+    tokens = [loss for window in losses for loss in window]
+    error = statistics.stdev(statistics.mean(window) for window in losses) / math.sqrt(len(losses))
+    results = evaluate(model, text, WindowProtocol(LENGTH, stride, bos), batch_size=batch_size)
+    assert results["perplexity"] == pytest.approx(math.exp(statistics.mean(tokens)), rel=1e-6)
+    assert results["nll_standard_error"] == pytest.approx(error, rel=1e-4, abs=1e-6)
+    assert (results["windows"], results["tokens"]) == (len(losses), len(tokens))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_in_bfloat16_is_measured_in_float32(family: str) -> None:
+    model, text = tiny.model(family).bfloat16(), Ids(5 * LENGTH)
+    losses = [loss for window in window_losses(model, text.tokens(None).tokens_T, LENGTH) for loss in window]
+    results = evaluate(model, text, batch_size=1)  # bfloat16 sums depend on the batch
     assert results["nll_per_token"] == pytest.approx(statistics.mean(losses), rel=1e-6)
-    assert results["nll_standard_error"] == pytest.approx(statistics.stdev(losses) / math.sqrt(5), rel=1e-4)
-    assert (results["windows"], results["seqlen"], results["text"]) == (5, LENGTH, "67 ids")
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
     model = tiny.model("llama")
     model.lm_head.weight.data.zero_()
-    assert evaluate(Perplexity(Ids(60), LENGTH), model)["perplexity"] == pytest.approx(tiny.VOCABULARY, rel=1e-6)
-
-
-@pytest.mark.parametrize(("count", "windows"), [(LENGTH, 1), (2 * LENGTH - 1, 1), (2 * LENGTH, 2), (3 * LENGTH + 5, 3)])
-def test_what_does_not_fill_a_window_is_dropped(count: int, windows: int) -> None:
-    text = Ids(count)
-    expected = [text.tokens(None)[i * LENGTH : (i + 1) * LENGTH].tolist() for i in range(windows)]
-    assert Perplexity(text, LENGTH).windows(None).tolist() == expected
+    assert evaluate(model, Ids(60))["perplexity"] == pytest.approx(tiny.VOCABULARY, rel=1e-6)
 
 
 def test_a_limit_takes_the_first_windows_and_is_recorded() -> None:
-    perplexity = Perplexity(Ids(60), LENGTH, max_windows=2)
-    assert torch.equal(perplexity.windows(None), Perplexity(Ids(60), LENGTH).windows(None)[:2])
-    results = evaluate(perplexity, tiny.model("llama"))
-    assert (results["windows"], results["max_windows"]) == (2, 2)
+    model = tiny.model("llama")
+    limited = evaluate(model, Ids(60), WindowProtocol(LENGTH, max_windows=2))
+    losses = window_losses(model, Ids(60).tokens(None).tokens_T, LENGTH)[:2]
+    assert limited["nll_per_token"] == pytest.approx(statistics.mean(map(statistics.mean, losses)), rel=1e-6)
+    assert (limited["windows"], limited["max_windows"]) == (2, 2)
+
+
+def test_the_results_say_how_they_were_come_by() -> None:
+    text, protocol = Ids(60), WindowProtocol(LENGTH, 5, True, 4)
+    windows = protocol.cut(text, text.tokens(None), tokenizer())
+    results = evaluate(tiny.model("llama"), text, protocol)
+    assert windows.protocol.items() <= results.items()
+    assert results["digest"] == windows.digest
 
 
 def test_one_window_has_no_standard_error() -> None:
-    results = evaluate(Perplexity(Ids(LENGTH), LENGTH), tiny.model("llama"))
+    results = evaluate(tiny.model("llama"), Ids(LENGTH))
     assert results["nll_standard_error"] is None
+    assert results["perplexity_standard_error"] is None
     assert results["perplexity"] is not None
 
 
-def test_progress_counts_every_window() -> None:
+def test_without_a_batch_size_the_results_are_the_same() -> None:
+    model = tiny.model("llama")
+    results = [evaluate(model, Ids(90), batch_size=batch_size) for batch_size in (None, 1)]
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():
+        assert value == (pytest.approx(results[1][key], rel=1e-5) if isinstance(value, float) else results[1][key]), key
+
+
+@pytest.mark.parametrize(("placement", "rounds"), [("whole", 1), ("layers", 3)])  # two layers and the logits
+def test_progress_counts_every_window(placement: Placement, rounds: int) -> None:
+    announced: list[tuple[str, int]] = []
     finished: list[int] = []
-    evaluate(Perplexity(Ids(5 * LENGTH), LENGTH, batch_size=2), tiny.model("llama"), finished.append)
-    assert finished == [2, 2, 1]
+
+    def watch(what: str, steps: int) -> Callable[[int], None]:
+        announced.append((what, steps))
+        return finished.append
+
+    evaluate(tiny.model("llama"), Ids(5 * LENGTH), batch_size=2, placement=placement, watch=watch)
+    assert announced == [("pruned on text", 5 * rounds)]
+    assert finished == [2, 2, 1] * rounds
 
 
 def test_a_perplexity_beyond_all_numbers_leaves_the_loss() -> None:
     model = tiny.model("llama")
     model.lm_head.weight.data.mul_(1e5)
-    results = evaluate(Perplexity(Ids(60), LENGTH), model)
+    results = evaluate(model, Ids(60))
     assert results["perplexity"] is None
+    assert results["perplexity_standard_error"] is None
     assert results["nll_per_token"] > 700
+    assert results["nll_standard_error"] > 0
 
 
-def test_a_loss_that_is_no_number_stops_the_evaluation() -> None:
+@placements
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_loss_that_is_no_number_stops_the_evaluation(number: float, placement: Placement) -> None:
     model = tiny.model("llama")
-    model.lm_head.weight.data[3] = torch.nan
+    model.lm_head.weight.data[3] = number
     with pytest.raises(NumericsError, match="the evaluated model's loss is NaN or infinite"):
-        evaluate(Perplexity(Ids(60), LENGTH), model)
+        evaluate(model, Ids(60), placement=placement)
 
 
 def test_a_text_shorter_than_a_window_is_refused() -> None:
-    message = r"^seqlen must be at most 11, the tokens of the text \(11 ids\), not 12$"
-    with pytest.raises(UserError, match=message):
-        Perplexity(Ids(LENGTH - 1), LENGTH).windows(None)
+    with pytest.raises(UserError, match=r"^seqlen must be at most 11, the tokens of the text \(11 ids\), not 12$"):
+        evaluate(tiny.model("llama"), Ids(LENGTH - 1))
 
 
-def test_a_text_that_cannot_be_read_is_named_by_its_key() -> None:
-    with pytest.raises(UserError, match=r"^text\.path must be a safetensors file"):
-        Perplexity(TokenFile("nowhere.safetensors"), LENGTH).windows(None)
+@pytest.mark.parametrize(
+    ("text", "key"), [(TokenFile("nowhere.safetensors"), "a safetensors file"), (TextFiles("nowhere"), "text files")]
+)
+def test_a_text_that_cannot_be_read_is_named_by_its_key(text: Text, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^texts\.text\.path must be {key}"):
+        evaluate(tiny.model("llama"), text)
 
 
-@pytest.mark.parametrize(("field", "value", "least"), [("seqlen", 1, 2), ("max_windows", 0, 1), ("batch_size", 0, 1)])
-def test_settings_out_of_range_are_refused(field: str, value: int, least: int) -> None:
-    with pytest.raises(UserError, match=f"^{field} must be at least {least}, not {value}$"):
-        Perplexity(Ids(60), **{field: value})
+def test_a_batch_has_a_window_at_least() -> None:
+    with pytest.raises(UserError, match="^batch_size must be at least 1, not 0$"):
+        evaluate(tiny.model("llama"), Ids(60), batch_size=0)
+
+
+def test_there_is_a_text_to_measure_on() -> None:
+    with pytest.raises(UserError, match="^texts must name a text at least"):
+        Evaluation(stages=["dense"], texts={}, windows=WindowProtocol())
