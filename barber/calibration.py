@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from barber.errors import UserError, within
+from barber.errors import UserError
 from barber.sources import DataSet
 from barber.tensors import Tensor
 from barber.texts import Corpus, OfflineText, Text, TextFiles, read_token_file, tokenise
@@ -107,8 +108,7 @@ class DocumentWindows:
         _check_windows(self.nsamples, self.seqlen, self.save)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
-        with within("data"):
-            rows = self.data.rows()
+        rows = self.data.rows()
         generator = torch.Generator().manual_seed(self.seed)
         # Documents that turned out too short are not drawn again: an endless search ends, the chances are the same.
         candidates = list(range(len(rows.texts)))
@@ -149,6 +149,7 @@ class TokenSamples:
     def __post_init__(self) -> None:
         if self.nsamples is not None and self.nsamples < 1:
             raise UserError(f"must be at least 1, not {self.nsamples}", field="nsamples")
+        _check_save(self.save)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
         tokens_NL = read_token_file(self.path)
@@ -216,8 +217,9 @@ def save_samples(samples: CalibrationSet, path: Path) -> None:
         UserError: there is another file of that name.
     """
     if path.exists():
-        if torch.equal(read_token_file(str(path)), samples.tokens_NL):
-            return
+        with suppress(UserError):  # no token ids at all
+            if torch.equal(read_token_file(str(path)), samples.tokens_NL):
+                return
         raise UserError(f"must not be a file with other samples in it, but there is {path}; choose another", "save")
     unfinished = path.with_name(f".{path.name}.unfinished")
     about = {"source": samples.source, "seed": str(samples.seed), "digest": samples.digest}
@@ -225,7 +227,7 @@ def save_samples(samples: CalibrationSet, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"tokens": samples.tokens_NL.contiguous()}, unfinished, metadata=about)
         unfinished.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"must be a file that can be written; {error}", field="save") from error
     finally:
         with suppress(OSError):
@@ -237,6 +239,10 @@ def _check_windows(nsamples: int, seqlen: int, save: str | None) -> None:
         raise UserError(f"must be at least 1, not {nsamples}", field="nsamples")
     if seqlen < 2:
         raise UserError(f"must be at least 2, not {seqlen}", field="seqlen")
+    _check_save(save)
+
+
+def _check_save(save: str | None) -> None:
     if save is not None and not save.endswith(".safetensors"):
         raise UserError(f"must be a file name that ends in .safetensors, not {save!r}", field="save")
 

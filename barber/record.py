@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 FILE = "record.json"
-_PACKAGES = ("llm-barber", "torch", "transformers", "tokenizers", "safetensors", "hydra-core", "numpy")
+_PACKAGES = (
+    "llm-barber",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "hydra-core",
+    "numpy",
+    "datasets",
+    "lm-eval",
+)
 
 
 @dataclass

@@ -77,7 +77,6 @@ class DataSet:
 
     def _from_hub(self) -> Rows:
         import datasets
-        from huggingface_hub.errors import HfHubHTTPError
 
         datasets.disable_progress_bars()
         files = {self.split: self.files} if self.files else None
@@ -95,7 +94,7 @@ class DataSet:
                 )
         except ConnectionError:
             raise
-        except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # whatever the libraries of the day raise, for HTTP and for every kind of file
             reason = " ".join(str(error).split())
             raise UserError(f"is {self.dataset}, which cannot be read from the hub: {reason}", "dataset") from error
         assert isinstance(table, datasets.Dataset)
@@ -104,16 +103,26 @@ class DataSet:
                 f"must be a column of {self.dataset}, not {self.column!r}; it has {', '.join(table.column_names)}",
                 field="column",
             )
-        return Rows(table[self.column][: self.first], self._name(f"{self.dataset} of the Hugging Face hub"))
+        texts = table[self.column][: self.first]
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"must hold text in every row; row {number} of {self.dataset} has {text!r}", field="column"
+                )
+        return Rows(texts, self._name(f"{self.dataset} of the Hugging Face hub"))
 
     def _from_folder(self, folder: Path, why: str) -> Rows:
+        if not self.local:
+            raise UserError(
+                f"must name the files of {self.dataset} in the folder {folder}, as {why}it is empty", "local"
+            )
         path = find(folder, self.local)
         if path is None:
-            wanted = " or ".join(self.local) or "(calibration=text and evals/text=files read any file)"
+            wanted = " or ".join(self.local)
             where = f"{folder} has no {wanted}" if folder.is_dir() else f"there is no folder {folder}"
             raise UserError(
                 f"{why}{where}; download the {self.split} split of {self.dataset} where there is a network, put it "
-                f"into FOLDER/{self.local[0] if self.local else 'NAME.jsonl'} and say data_dir=FOLDER"
+                f"into FOLDER/{self.local[0]} and say data_dir=FOLDER"
             )
         return Rows(list(islice(read_column(path, self.column), self.first)), self._name(str(path)))
 
@@ -125,7 +134,7 @@ class DataSet:
 def find(folder: Path, patterns: Sequence[str]) -> Path | None:
     """The first file in a folder that matches one of the patterns, in their order."""
     for pattern in patterns:
-        if files := sorted(glob.glob(pattern, root_dir=folder)):
+        if files := sorted(name for name in glob.glob(pattern, root_dir=folder) if (folder / name).is_file()):
             return folder / files[0]
     return None
 
@@ -174,7 +183,7 @@ def read_rows(path: Path, line_column: str = "text") -> Iterator[dict[str, Any]]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text ({error})") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if empty:
         raise UserError(f"{path} is empty; download it again")
 

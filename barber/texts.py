@@ -2,6 +2,7 @@
 
 import glob
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from barber import wikipedia
-from barber.errors import UserError, within
+from barber.errors import UserError
 from barber.sources import DataSet, kind_of, open_text, read_column
 from barber.tensors import Tensor
 
@@ -47,8 +48,7 @@ class Corpus:
     max_windows: int | None = None
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
-        with within("data"):
-            rows = self.data.rows()
+        rows = self.data.rows()
         return Tokens(tokenise(self.separator.join(rows.texts), tokenizer), rows.source)
 
 
@@ -65,6 +65,24 @@ class OfflineText:
     def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
         tokens_T = tokenise("\n\n".join(wikipedia.part(self.part)), tokenizer)
         return Tokens(tokens_T, f"Wikipedia articles in gensim's test data, {self.part} part")
+
+
+def corpus(
+    dataset: str,
+    split: str = "test",
+    column: str = "text",
+    config: str | None = None,
+    revision: str | None = None,
+    files: str | None = None,
+    local: Sequence[str] = (),
+    data_dir: str | None = None,
+    first: int | None = None,
+    separator: str = "\n\n",
+    max_windows: int | None = None,
+) -> Corpus:
+    """A corpus from one flat set of options, those of `DataSet` and of `Corpus`."""
+    data = DataSet(dataset, split, column, config, revision, files, local, data_dir, first)
+    return Corpus(data, separator, max_windows)
 
 
 @dataclass(frozen=True)
@@ -84,8 +102,11 @@ class TextFiles:
         root = Path(self.path)
         if root.is_dir():
             files = sorted(path for path in root.rglob("*") if path.is_file() and kind_of(path) in _TEXT_KINDS)
+        elif root.is_file():  # brackets in its name make no pattern
+            files = [root]
         else:
-            files = sorted(Path(path) for path in glob.glob(self.path, recursive=True))
+            found = (Path(path) for path in glob.glob(self.path, recursive=True))
+            files = sorted(path for path in found if path.is_file())
         if not files:
             raise UserError(f"must be text files or a folder of them; {self.path} has none", field="path")
         texts = [text for file in files for text in self._read(file)]
@@ -95,8 +116,7 @@ class TextFiles:
 
     def _read(self, file: Path) -> list[str]:
         if kind_of(file) in _ROW_KINDS:
-            with within("path"):
-                return list(read_column(file, self.column))
+            return list(read_column(file, self.column))
         try:
             with open_text(file) as stream:
                 return [stream.read()]
@@ -154,6 +174,10 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
             "the model has no tokenizer, so text is of no use; give token ids instead (calibration=tokens, "
             "evals/text=tokens)"
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can hold it, tokenizers do not take it for text
+        raise UserError(f"there is text that is no Unicode ({error})") from error
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
     assert isinstance(ids, Tensor)
     return ids.long()

@@ -34,7 +34,7 @@ GIVEN = {
     ("calibration", "tokens"): ["calibration.path=FILE"],
     ("evals/text", "files"): ["evals.texts.files.path=FILE"],
     ("evals/text", "tokens"): ["evals.texts.tokens.path=FILE"],
-    ("evals/text", "hub"): ["evals.texts.hub.data.dataset=ORGANISATION/NAME"],
+    ("evals/text", "hub"): ["evals.texts.hub.dataset=ORGANISATION/NAME"],
     ("calibration", "hub"): ["calibration.dataset=ORGANISATION/NAME"],
 }
 

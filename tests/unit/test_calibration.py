@@ -1,18 +1,27 @@
 """The calibration set: drawn reproducibly, from nothing but the text it is said to come from."""
 
+import json
+import resource
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from barber import calibration
-from barber.calibration import CalibrationSet, TextWindows, TokenSamples
+from barber.calibration import CalibrationSet, DocumentWindows, TextWindows, TokenSamples, save_samples
 from barber.errors import UserError
 from barber.models import RandomModel
-from barber.texts import OfflineText
+from barber.sources import DataSet
+from barber.texts import OfflineText, Tokens
 
 
 @dataclass(frozen=True)
@@ -21,19 +30,20 @@ class Ids:
 
     count: int
 
-    def __str__(self) -> str:
-        return f"{self.count} ids"
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+        return Tokens(torch.arange(self.count), f"{self.count} ids")
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> torch.Tensor:
-        return torch.arange(self.count)
+
+def bytes_as_ids() -> PreTrainedTokenizerBase:
+    made = RandomModel("llama").tokenizer()
+    assert made is not None
+    return made
 
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerBase:
     """One that maps every byte to an id."""
-    made = RandomModel("llama").tokenizer()
-    assert made is not None
-    return made
+    return bytes_as_ids()
 
 
 def token_file(folder: Path, tokens: torch.Tensor, key: str = "tokens") -> str:
@@ -44,6 +54,29 @@ def token_file(folder: Path, tokens: torch.Tensor, key: str = "tokens") -> str:
 
 def drawn(seed: int = 0, nsamples: int = 20, seqlen: int = 6, count: int = 500) -> CalibrationSet:
     return TextWindows(Ids(count), nsamples, seqlen, seed).sample(None)
+
+
+def documents(folder: Path, texts: Sequence[str]) -> DataSet:
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return DataSet("org/name", local=("rows.jsonl",), data_dir=str(folder))
+
+
+def windows(
+    folder: Path, texts: Sequence[str], nsamples: int = 100, seqlen: int = 5, seed: int = 0
+) -> tuple[CalibrationSet, list[str]]:
+    """Windows inside documents, and the text of each."""
+    tokenizer = bytes_as_ids()
+    samples = DocumentWindows(documents(folder, texts), nsamples, seqlen, seed).sample(tokenizer)
+    return samples, tokenizer.batch_decode(samples.tokens_NL)
+
+
+def complaint(action: Callable[[], object]) -> str:
+    """The one sentence that it ends with."""
+    with pytest.raises(UserError) as caught:
+        action()
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
 
 
 def test_the_same_seed_draws_the_same_samples() -> None:
@@ -186,3 +219,255 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no safetensors file")
     with pytest.raises(UserError, match=r"^path must be a safetensors file of token ids; .* is none"):
         TokenSamples(str(tmp_path / "text")).sample(None)
+
+
+# Windows inside documents
+
+LETTERS, CAPITALS, DIGITS = "abcdefgh", "ABCDE", "0123456"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(lambda lengths: max(lengths) > 2),
+    st.integers(0, 2**63 - 1),
+    st.data(),
+)
+def test_every_sample_lies_inside_one_document_of_more_than_seqlen(
+    lengths: list[int], seed: int, data: st.DataObject
+) -> None:
+    seqlen = data.draw(st.integers(2, max(lengths) - 1))
+    texts = ["".join(chr(33 + (i * 7 + j * (i + 1)) % 94) for j in range(length)) for i, length in enumerate(lengths)]
+    with tempfile.TemporaryDirectory() as folder:
+        samples, found = windows(Path(folder), texts, nsamples=8, seqlen=seqlen, seed=seed)
+    assert samples.tokens_NL.shape == (8, seqlen)
+    assert samples.tokens_NL.dtype == torch.int64
+    for window in found:
+        assert any(window in text for text in texts if len(text) > seqlen)
+
+
+def test_every_long_document_and_every_start_gets_drawn(tmp_path: Path) -> None:
+    _, found = windows(tmp_path, [LETTERS, CAPITALS, "", DIGITS, "xyz"], nsamples=400, seqlen=5)
+    assert set(found) == {LETTERS[i : i + 5] for i in range(4)} | {DIGITS[i : i + 5] for i in range(3)}
+
+
+def test_documents_count_alike_however_long_they_are(tmp_path: Path) -> None:
+    _, found = windows(tmp_path, ["a" * 500, *(["short"] * 50), "b" * 6], nsamples=400, seqlen=5)
+    assert 120 < found.count("bbbbb") < 280
+
+
+def test_document_windows_say_where_they_come_from(tmp_path: Path) -> None:
+    samples, _ = windows(tmp_path, [LETTERS], nsamples=2, seed=7)
+    assert samples.source == f"{tmp_path / 'rows.jsonl'}, train split, column text"
+    assert samples.seed == 7
+
+
+def test_the_seed_alone_decides_on_the_document_windows(tmp_path: Path) -> None:
+    texts = [LETTERS * 20, CAPITALS, DIGITS * 10]
+    torch.manual_seed(1)
+    first = windows(tmp_path, texts, seed=3)[0]
+    after_drawing = torch.rand(1)
+    torch.manual_seed(2)
+    again = windows(tmp_path, texts, seed=3)[0]
+    assert torch.equal(first.tokens_NL, again.tokens_NL)
+    assert first.digest == again.digest
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after_drawing)
+    assert len({windows(tmp_path, texts, seed=seed)[0].digest for seed in range(5)}) == 5
+
+
+def test_fewer_document_windows_are_the_first_of_more(tmp_path: Path) -> None:
+    texts = [LETTERS, CAPITALS, "xyz", DIGITS]
+    assert windows(tmp_path, texts, nsamples=7)[1] == windows(tmp_path, texts, nsamples=60)[1][:7]
+
+
+@pytest.mark.parametrize(("seqlen", "longest"), [(8, 8), (9, 8), (2048, 8)])
+def test_documents_that_are_all_too_short_are_refused(tmp_path: Path, seqlen: int, longest: int) -> None:
+    assert complaint(lambda: windows(tmp_path, [CAPITALS, LETTERS, "", DIGITS], seqlen=seqlen)) == (
+        f"seqlen must be below {longest}, the tokens of the longest document in "
+        f"{tmp_path / 'rows.jsonl'}, train split, column text, not {seqlen}"
+    )
+
+
+@pytest.mark.parametrize(("field", "value", "least"), [("nsamples", 0, 1), ("seqlen", 1, 2)])
+def test_too_few_document_windows_or_tokens_are_refused(field: str, value: int, least: int) -> None:
+    data = DataSet("org/name")
+    assert (
+        complaint(lambda: DocumentWindows(data, **{field: value})) == f"{field} must be at least {least}, not {value}"
+    )
+
+
+# A data set of the hub
+
+
+def test_a_data_set_is_drawn_from_by_document_or_as_one_text(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data = documents(tmp_path, [LETTERS, "", DIGITS])
+    place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 300, "seqlen": 5, "seed": 3}
+    by_document = calibration.hub("org/name", **place).sample(tokenizer)
+    assert by_document.digest == windows(tmp_path, [LETTERS, "", DIGITS], 300, 5, 3)[0].digest
+    for separator in (" ", "\n\n"):
+        settings = place if separator == " " else place | {"separator": separator}
+        by_text = calibration.hub("org/name", windows="text", **settings).sample(tokenizer)
+        whole = separator.join([LETTERS, "", DIGITS])
+        assert set(tokenizer.batch_decode(by_text.tokens_NL)) == {whole[i : i + 5] for i in range(len(whole) - 4)}
+        assert (by_text.source, by_text.seed) == (by_document.source, 3)
+
+
+def test_short_rows_are_of_use_as_one_text_only(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    data = documents(tmp_path, ["no", "it", "was"])
+    place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 1, "seqlen": 9}
+    by_text = calibration.hub("org/name", windows="text", **place).sample(tokenizer)
+    assert tokenizer.decode(by_text.tokens_NL[0]) == "no it was"
+    sentence = complaint(lambda: calibration.hub("org/name", **place).sample(tokenizer))
+    assert sentence.startswith("seqlen must be below 3, ")
+    sentence = complaint(
+        lambda: calibration.hub("org/name", windows="text", **place | {"seqlen": 10}).sample(tokenizer)
+    )
+    assert sentence.startswith("seqlen must be at most 9, ")
+
+
+def test_every_setting_of_a_data_set_reaches_it() -> None:
+    about = {"config": "raw", "revision": "1a2b", "files": "a.json.gz", "local": ("a", "b"), "data_dir": "folder"}
+    expected = DataSet("org/name", "test", "sentence", **about)
+    by_document = calibration.hub("org/name", "test", "sentence", **about, save="a.safetensors")
+    by_text = calibration.hub("org/name", "test", "sentence", **about, windows="text", save="a.safetensors")
+    assert by_document == DocumentWindows(expected, save="a.safetensors")
+    assert isinstance(by_text, TextWindows) and by_text.text.data == expected
+    assert by_text.save == "a.safetensors"
+
+
+@pytest.mark.parametrize("how", ["document", "text"])
+def test_a_mistake_in_the_data_set_is_told_by_the_setting_that_is_wrong(
+    tmp_path: Path, how: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data = documents(tmp_path, [LETTERS])
+    made = calibration.hub("org/name", column="sentence", local=data.local, data_dir=data.data_dir, windows=how)
+    assert complaint(lambda: made.sample(tokenizer)).startswith(f"column must be a column of {tmp_path}")
+
+
+# Kept samples
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("nsamples", [1, 20])
+def test_kept_samples_can_be_used_again(tmp_path: Path, nsamples: int) -> None:
+    path = tmp_path / "new/folder/samples.safetensors"
+    samples = drawn(seed=5, nsamples=nsamples)
+    save_samples(samples, path)
+    again = TokenSamples(str(path)).sample(None)
+    assert torch.equal(again.tokens_NL, samples.tokens_NL)
+    assert again.digest == samples.digest
+    assert [file.name for file in path.parent.iterdir()] == ["samples.safetensors"]
+
+
+def test_kept_samples_say_where_they_come_from(tmp_path: Path) -> None:
+    samples = drawn(seed=5)
+    save_samples(samples, tmp_path / "samples.safetensors")
+    with safe_open(tmp_path / "samples.safetensors", framework="pt") as file:
+        assert file.metadata() == {"source": "500 ids", "seed": "5", "digest": samples.digest}
+
+
+def test_a_part_of_a_file_of_samples_can_be_kept_in_another(tmp_path: Path) -> None:
+    whole = torch.arange(24).view(4, 6)
+    part = TokenSamples(token_file(tmp_path, whole), nsamples=3).sample(None)
+    save_samples(part, tmp_path / "part.safetensors")
+    assert torch.equal(TokenSamples(str(tmp_path / "part.safetensors")).sample(None).tokens_NL, whole[:3])
+
+
+def test_the_same_samples_may_be_kept_twice_but_others_are_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "samples.safetensors"
+    save_samples(drawn(seed=1), path)
+    kept = path.read_bytes()
+    save_samples(drawn(seed=1), path)
+    for other in (drawn(seed=2), drawn(seed=1, nsamples=19), drawn(seed=1, seqlen=7)):
+        assert complaint(lambda other=other: save_samples(other, path)) == (
+            f"save must not be a file with other samples in it, but there is {path}; choose another"
+        )
+    assert path.read_bytes() == kept
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", ["a text", "other tensors", "a folder"])
+def test_what_is_no_file_of_samples_is_not_overwritten(tmp_path: Path, there: str) -> None:
+    path = tmp_path / "ids.safetensors"
+    if there == "a folder":
+        path.mkdir()
+    elif there == "a text":
+        path.write_text("precious")
+    else:
+        token_file(tmp_path, torch.zeros(3), key="weights")
+    before = path.read_bytes() if path.is_file() else b""
+    sentence = complaint(lambda: save_samples(drawn(), path))
+    assert (path.read_bytes() if path.is_file() else b"") == before
+    assert sentence.startswith("save must ")
+    assert str(path) in sentence
+
+
+def test_samples_that_cannot_be_kept_leave_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "samples.safetensors"
+    with full_disk(room=400):
+        sentence = complaint(lambda: save_samples(drawn(), path))
+    assert sentence.startswith("save must be a file that can be written; ")
+    assert not list(tmp_path.iterdir())
+    save_samples(drawn(), path)
+    assert TokenSamples(str(path)).sample(None).digest == drawn().digest
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
+def test_half_written_samples_are_taken_away(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(calibration, "save_file", half)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        save_samples(drawn(), tmp_path / "samples.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_appear_under_their_name_only_when_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "samples.safetensors"
+
+    def watched(tensors: dict[str, torch.Tensor], where: Path, metadata: dict[str, str]) -> None:
+        save_file(tensors, where, metadata)
+        assert not path.exists()
+
+    monkeypatch.setattr(calibration, "save_file", watched)
+    save_samples(drawn(), path)
+    assert path.exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    sentence = complaint(lambda: save_samples(drawn(), tmp_path / "file/samples.safetensors"))
+    assert sentence.startswith("save must be a file that can be written; ")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["samples", "samples.pt", "samples.safetensors/", "safetensors"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: calibration.offline(save=name),
+        lambda name: calibration.text("folder", save=name),
+        lambda name: calibration.hub("org/name", save=name),
+        lambda name: calibration.hub("org/name", windows="text", save=name),
+        lambda name: TokenSamples("ids.safetensors", save=name),
+    ],
+    ids=["offline", "text", "documents", "rows", "tokens"],
+)
+def test_a_file_to_keep_samples_in_is_named_as_one(make: Callable[[str], object], name: str) -> None:
+    assert complaint(lambda: make(name)) == f"save must be a file name that ends in .safetensors, not {name!r}"

@@ -1,0 +1,93 @@
+"""A run's results as a Markdown table with its protocol, from its record: python -m experiments.table RUN_FOLDER."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def table(record: Record) -> Iterator[str]:
+    """The measures as rows, the stages of the model as columns."""
+    stages = record["results"]
+    cells = {stage: dict(measures(results)) for stage, results in stages.items()}
+    yield "| | " + " | ".join(stages) + " |"
+    yield "|---|" + "---:|" * len(stages)
+    zeros = f"{record['sparsity']['sparsity']:.2%}" if record["sparsity"] else "0.00%"
+    yield "| zeros in the decoder's linears | " + " | ".join("0" if s == "dense" else zeros for s in stages) + " |"
+    for row in dict.fromkeys(row for column in cells.values() for row in column):
+        yield f"| {row} | " + " | ".join(cells[stage].get(row, "") for stage in stages) + " |"
+
+
+def measures(results: Record) -> Iterator[tuple[str, str]]:
+    """Every figure of a stage with its standard error, by the name of its row."""
+    for text, found in results.get("perplexity", {}).items():
+        yield f"perplexity, {text}", with_error(found["perplexity"], found["perplexity_standard_error"], ".2f")
+    for text, found in results.get("agreement", {}).items():
+        yield f"KL divergence from dense, {text}", with_error(found["kl_divergence"], found["kl_standard_error"], ".3f")
+        agreement = [100 * value for value in (found["top1_agreement"], found["top1_standard_error"])]
+        yield f"same likeliest token as dense, {text} (%)", with_error(*agreement, ".1f")
+    zero_shot = results.get("zero_shot", {"tasks": {}})
+    star = r"\*" if zero_shot.get("limit") else ""
+    for task, found in zero_shot["tasks"].items():
+        for metric in ("acc", "acc_norm"):
+            if metric in found:
+                accuracy = [100 * value for value in (found[metric], found[f"{metric}_stderr"])]
+                yield f"{metric}{star}, {task} (%)", with_error(*accuracy, ".1f")
+    if zero_shot.get("mean_acc") is not None:
+        yield f"acc{star}, mean of the {len(zero_shot['mean_of'])} (%)", f"**{100 * zero_shot['mean_acc']:.2f}**"
+
+
+def with_error(value: float, error: float | None, form: str) -> str:
+    """A figure and its standard error."""
+    return f"{value:{form}}" + ("" if error is None else f" ± {error:{form}}")
+
+
+def protocol(record: Record) -> Iterator[str]:
+    """What one has to know to compare the figures with others."""
+    results = next(iter(record["results"].values()))
+    if calibration := record["calibration"]:
+        size = f"{calibration['samples']} x {calibration['seqlen']} tokens, seed {record['seeds']['calibration']}"
+        yield f"calibration: {size}; {calibration['source']} (sha256 {calibration['digest'][:12]}…)"
+    for text, found in results.get("perplexity", {}).items():
+        limit = f", of the first {found['max_windows']} windows at most" if found["max_windows"] else ""
+        yield (
+            f"{text}: {found['windows']} windows of {found['seqlen']} tokens, stride {found['stride']}, "
+            f"{'with' if found['bos'] else 'no'} BOS{limit}; {found['text']} (sha256 {found['digest'][:12]}…)"
+        )
+    if zero_shot := results.get("zero_shot"):
+        limited = rf"\* **only the first {zero_shot['limit']} documents of every task**"
+        documents = limited if zero_shot["limit"] else "all documents"
+        shots = "/".join(map(str, sorted({found["num_fewshot"] for found in zero_shot["tasks"].values()})))
+        versions = ", ".join(f"{name} {found['version']}" for name, found in zero_shot["tasks"].items())
+        yield f"zero-shot: lm-eval {zero_shot['lm_eval']}, {shots} shots, {documents}; task versions: {versions}"
+    yield "± is one standard error, over windows (perplexity, KL, agreement) or documents (accuracies)"
+    packages = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "transformers"))
+    dirty = " with changes" if record["git"] and record["git"]["dirty"] else ""
+    commit = record["git"]["commit"][:10] + dirty if record["git"] else "unknown"
+    yield f"commit {commit}, {packages}, {record['machine']['device']}, {record['machine']['threads']} threads"
+
+
+def report(record: Record) -> Iterator[str]:
+    """The whole page."""
+    if record["status"] != "success":
+        yield f"**This run did not finish: {record['status']}. {record['error'] or ''}**\n"
+    yield "```\nbarber " + " ".join(shlex.quote(override) for override in record["overrides"]) + "\n```\n"
+    yield from table(record)
+    yield ""
+    yield from (f"- {line}" for line in protocol(record))
+    seconds = ", ".join(f"{phase} {value:.0f}" for phase, value in record["seconds"].items())
+    yield f"- seconds: {seconds}"
+    samples = {stage: results["sample"] for stage, results in record["results"].items() if "sample" in results}
+    if samples:
+        yield f"\n{next(iter(samples.values()))['prompt']!r} goes on, greedily:\n"
+        yield from (f"- {stage}: `{' '.join(sample['text'].split())}`" for stage, sample in samples.items())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "record.json").is_file():
+        sys.exit("usage: python -m experiments.table RUN_FOLDER (a folder with a record.json)")
+    print("\n".join(report(json.loads((Path(sys.argv[1]) / "record.json").read_text(encoding="utf-8")))))
