@@ -113,9 +113,7 @@ class DataSet:
 
     def _from_folder(self, folder: Path, why: str) -> Rows:
         if not self.local:
-            raise UserError(
-                f"must name the files of {self.dataset} in the folder {folder}, as {why}it is empty", "local"
-            )
+            raise UserError(f"must name the files of {self.dataset} in the folder {folder}: {why}it is empty", "local")
         path = find(folder, self.local)
         if path is None:
             wanted = " or ".join(self.local)

@@ -215,10 +215,10 @@ def test_a_text_that_cannot_be_read_is_named_by_its_key(text: Text, key: str) ->
 
 
 def test_a_batch_has_a_window_at_least() -> None:
-    with pytest.raises(UserError, match="^batch_size must be at least 1, not 0$"):
+    with pytest.raises(UserError, match=r"^batch_size must be at least 1, not 0$"):
         evaluate(tiny.model("llama"), Ids(60), batch_size=0)
 
 
 def test_there_is_a_text_to_measure_on() -> None:
-    with pytest.raises(UserError, match="^texts must name a text at least"):
+    with pytest.raises(UserError, match=r"^texts must name a text at least"):
         Evaluation(stages=["dense"], texts={}, windows=WindowProtocol())

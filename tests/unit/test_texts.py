@@ -122,7 +122,7 @@ def test_a_mistake_in_the_data_of_a_corpus_is_told_by_its_key(
     text = Corpus(DataSet("org/name", "test", local=("rows.jsonl",), data_dir=str(tmp_path)), " ")
     assert complaint(lambda: text.tokens(tokenizer)).startswith("column must be a column of ")
     text = Corpus(DataSet("org/name", "test", local=("rows.txt",), data_dir=str(tmp_path)), " ")
-    assert complaint(lambda: text.tokens(tokenizer)).startswith(f"data: {tmp_path} has no rows.txt; download ")
+    assert complaint(lambda: text.tokens(tokenizer)).startswith(f"{tmp_path} has no rows.txt; download ")
 
 
 def test_a_model_without_a_tokenizer_can_read_no_corpus(tmp_path: Path) -> None:
