@@ -47,6 +47,10 @@ class Corpus:
     separator: str
     max_windows: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_windows is not None and self.max_windows < 1:
+            raise UserError(f"must be at least 1, not {self.max_windows}", field="max_windows")
+
     def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
         rows = self.data.rows()
         return Tokens(tokenise(self.separator.join(rows.texts), tokenizer), rows.source)

@@ -41,10 +41,10 @@ class Entry:
     def results(self) -> dict[str, Any] | None:
         """The `results`, and when they were `measured`; None where there are none."""
         try:
-            kept: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+            kept = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return kept if {"results", "measured"} <= kept.keys() else None
+        return kept if isinstance(kept, dict) and {"results", "measured"} <= kept.keys() else None
 
     def tensors(self) -> dict[str, Tensor] | None:
         """The tensors beside the results, read from disk as they are used."""
@@ -70,6 +70,8 @@ class Entry:
                 save_file(whole, unfinished / "reference.safetensors")
                 size = sum(tensor.nbytes for tensor in whole.values()) / 2**20
                 log.info("The dense model's outputs are kept for later runs, %.0f MiB in %s.", size, self.folder)
+            if self.results() is None or (tensors is not None and self.tensors() is None):
+                shutil.rmtree(self.folder, ignore_errors=True)  # a broken one would be in the way for good
             with suppress(OSError):  # another process was faster
                 unfinished.rename(self.folder)
         except (OSError, SafetensorError) as error:

@@ -196,7 +196,7 @@ class _Measurement:
         assert spec is not None and tokenizer is not None
         if self.cache is None:
             return spec.evaluate(self.model, tokenizer, tasks, self.watch)
-        entry = self.cache.entry(zero_shot=spec.facts(tasks))
+        entry = self.cache.entry(zero_shot=spec.facts(tasks, tokenizer))
         if (known := entry.results()) is not None:
             kept: dict[str, Any] = known["results"]
             return kept | {"cached": known["measured"]}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from barber.blocks import replaced_forward
 from barber.decoder import Decoder
 from barber.tensors import Tensor
 
@@ -56,11 +57,8 @@ def _on_call(layer: nn.Module, device: torch.device) -> Iterator[None]:
         with resident(layer, device):
             return forward(*args, **kwargs)
 
-    layer.__dict__["forward"] = fetch_and_run
-    try:
+    with replaced_forward(layer, fetch_and_run):
         yield
-    finally:
-        del layer.__dict__["forward"]
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 import copy
 import hashlib
+import inspect
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +119,13 @@ class ZeroShot:
                 task.set_config(key="num_fewshot", value=self.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=1234)  # as lm-eval's own command line
         digests = {name: _digest(task, self.limit) for name, task in loaded["tasks"].items()}
         return Tasks(loaded, names, sources, digests)
 
-    def facts(self, tasks: Tasks) -> dict[str, Any]:
+    def facts(self, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What the results depend on beside the model."""
         return {
+            "tokenizer": _digest_of([tokenizer.get_vocab(), tokenizer.special_tokens_map, _rules(tokenizer)]),
             "lm_eval": version("lm-eval"),
             "num_fewshot": self.num_fewshot,
             "batch_size": self.batch_size,
@@ -142,8 +145,14 @@ class ZeroShot:
         from lm_eval.models.huggingface import HFLM
 
         # a copy: lm-eval gives the tokenizer a padding token, which is not to be exported
-        harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=self.batch_size)
+        own = copy.deepcopy(tokenizer)
+        # lm-eval does not do without such a token, though only a question without a context would begin with it
+        prefix = 0 if own.bos_token_id is None and own.eos_token_id is None else None
+        harness = HFLM(pretrained=model, tokenizer=own, batch_size=self.batch_size, prefix_token_id=prefix)
         try:
+            for task in tasks.loaded["tasks"].values():
+                # that of lm-eval's own command line; anew, for every stage to be shown the same examples
+                task.set_fewshot_seed(seed=1234)
             with _bars(watch):
                 found = evaluate(lm=harness, task_dict=tasks.loaded, limit=self.limit, log_samples=False)
         except Exception as error:
@@ -247,7 +256,10 @@ class ZeroShot:
         datasets.disable_progress_bars()
         try:
             with offline_if_unreachable():
-                return manager.load([spec])
+                found = manager.load([spec])
+            for task in found["tasks"].values() if spec != name else ():
+                _check_answers(task, self.limit)
+            return found
         except ConnectionError as error:
             raise UserError(
                 f"must be a folder with the data of {name}: the Hugging Face hub cannot be reached and there is no "
@@ -299,8 +311,39 @@ def _digest(task: Any, limit: int | None) -> str:
     """SHA-256 of the documents that are measured, and of how they are asked."""
     docs = task.eval_docs
     content = [docs[i] for i in range(min(len(docs), limit or len(docs)))]
+    shown = list(task.fewshot_docs()) if task.get_config("num_fewshot") else []
     config = {key: value for key, value in task.dump_config().items() if key not in ("dataset_kwargs", "metadata")}
-    return hashlib.sha256(json.dumps([content, config], sort_keys=True, default=str).encode()).hexdigest()
+    return _digest_of([content, shown, config])
+
+
+def _check_answers(task: Any, limit: int | None) -> None:
+    """Refuse documents whose right answer is none of their choices: lm-eval takes all answers to them for wrong."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    for number, doc in enumerate(islice(task.eval_docs, limit), start=1):
+        choices = task.doc_to_choice(doc)
+        right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        for answer in right if isinstance(right, list) else [right]:
+            if answer not in choices and answer not in range(len(choices)):
+                raise ValueError(f"the right answer of document {number} is {answer!r}, which is none of its choices")
+
+
+def _digest_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_source).encode()).hexdigest()
+
+
+def _source(value: Any) -> str:
+    """What a value that JSON does not have is known by; an address in memory would be another in every process."""
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer does beside its vocabulary: merges, normalisation, special tokens that it adds."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else ""
 
 
 def _reason(error: Exception) -> str:
