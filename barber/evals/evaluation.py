@@ -17,9 +17,10 @@ from barber.evals.forward import Forward
 from barber.evals.perplexity import Perplexity
 from barber.evals.placement import Placement, goes_by_layer, placed
 from barber.evals.sample import Sample
+from barber.evals.tasks import Tasks
 from barber.evals.watch import Watch
 from barber.evals.windows import WindowProtocol, Windows
-from barber.evals.zero_shot import Tasks, ZeroShot
+from barber.evals.zero_shot import ZeroShot
 from barber.texts import Text
 
 log = logging.getLogger("barber")

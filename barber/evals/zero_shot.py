@@ -1,47 +1,22 @@
 """Accuracy on multiple-choice and other tasks, by EleutherAI's lm-eval harness on the model in memory."""
 
 import copy
-import hashlib
-import inspect
-import json
-import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from barber.errors import BarberError, UserError, within
+from barber.errors import BarberError, UserError
+from barber.evals.tasks import TaskFolder, Tasks, digest, load_tasks, reason
 from barber.evals.watch import Watch
-from barber.hub import offline_if_unreachable, reachable
-from barber.sources import DEFAULT_FOLDER, find, read_rows
+from barber.hub import reachable
+from barber.sources import DEFAULT_FOLDER
 
-log = logging.getLogger("barber")
-
-_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Tasks ready to run: their data are read, their first documents fit their prompts.
-
-    Args:
-        loaded: lm-eval's own tasks and groups.
-        names: the single tasks of every task or group that was asked for.
-        sources: where the data of every one that was asked for come from.
-        digests: SHA-256 of every single task's documents and of how they are asked.
-    """
-
-    loaded: dict[str, Any]
-    names: dict[str, list[str]]
-    sources: dict[str, str]
-    digests: dict[str, str]
+SEVEN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 
 
 @dataclass(frozen=True)
@@ -59,15 +34,7 @@ class ZeroShot:
             metrics are not to be touched.
     """
 
-    tasks: Sequence[str] = (
-        "boolq",
-        "rte",
-        "hellaswag",
-        "winogrande",
-        "arc_easy",
-        "arc_challenge",
-        "openbookqa",
-    )
+    tasks: Sequence[str] = SEVEN
     num_fewshot: int | None = 0
     batch_size: int = 8
     limit: int | None = None
@@ -92,40 +59,14 @@ class ZeroShot:
         Raises:
             UserError: no lm-eval, no such task, or its data are not to be had or do not fit it.
         """
-        try:
-            from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise UserError('needs lm-eval, install it with: pip install "llm-barber[zero-shot]"') from error
-        _hush()
-        manager = TaskManager()
-        if unknown := [name for name in self.tasks if name not in manager.all_tasks]:
-            raise UserError(
-                f"must be lm-eval tasks, and {unknown[0]!r} is none; `lm-eval ls tasks` lists them", "tasks"
-            )
-        loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-        sources: dict[str, str] = {}
-        names: dict[str, list[str]] = {}
         folder = self._folder()
-        for name in self.tasks:
-            spec, sources[name] = name, "the Hugging Face hub"
-            if folder is not None:
-                spec, sources[name] = self._local_config(manager, name, folder, out)
-            found = self._load(manager, name, spec)
-            names[name] = list(found["tasks"])
-            for part in loaded:
-                loaded[part].update(found.get(part, {}))
-        for task in loaded["tasks"].values():
-            if self.num_fewshot is not None and task.get_config("num_fewshot") != 0:
-                task.set_config(key="num_fewshot", value=self.num_fewshot)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-        digests = {name: _digest(task, self.limit) for name, task in loaded["tasks"].items()}
-        return Tasks(loaded, names, sources, digests)
+        local = None if folder is None else TaskFolder(folder, self.files, self.file_config, out)
+        return load_tasks(self.tasks, self.num_fewshot, self.limit, local)
 
     def facts(self, tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What the results depend on beside the model."""
         return {
-            "tokenizer": _digest_of([tokenizer.get_vocab(), tokenizer.special_tokens_map, _rules(tokenizer)]),
+            "tokenizer": digest([tokenizer.get_vocab(), tokenizer.special_tokens_map, _rules(tokenizer)]),
             "lm_eval": version("lm-eval"),
             "num_fewshot": self.num_fewshot,
             "batch_size": self.batch_size,
@@ -156,7 +97,7 @@ class ZeroShot:
             with _bars(watch):
                 found = evaluate(lm=harness, task_dict=tasks.loaded, limit=self.limit, log_samples=False)
         except Exception as error:
-            raise BarberError(f"lm-eval failed on {', '.join(self.tasks)}: {_reason(error)}") from error
+            raise BarberError(f"lm-eval failed on {', '.join(self.tasks)}: {reason(error)}") from error
         assert found is not None
         results = {
             name: self._result(name, found["results"][name], found, tasks)
@@ -179,8 +120,7 @@ class ZeroShot:
         for key, value in measured.items():
             metric, _, kind = key.partition(",")
             if kind and isinstance(value, int | float):
-                plain = metric.removesuffix("_stderr") + "_stderr" if metric.endswith("_stderr") else metric
-                result[plain if kind == "none" else f"{plain},{kind}"] = value
+                result[metric if kind == "none" else key] = value
         result["version"] = found["versions"].get(name)
         result["num_fewshot"] = found["n-shot"].get(name)
         if counts := found["n-samples"].get(name):
@@ -202,74 +142,6 @@ class ZeroShot:
         if not reachable() and Path(DEFAULT_FOLDER).is_dir():
             return Path(DEFAULT_FOLDER)
         return None
-
-    def _local_config(self, manager: Any, name: str, folder: Path, out: Path) -> tuple[str, str]:
-        """Write a config that includes the task's own one and reads its data from files.
-
-        Returns its path, and that of the file that is measured on.
-        """
-        from lm_eval.tasks._yaml_loader import load_yaml
-
-        entry = manager.task_index[name]
-        if entry.yaml_path is None or "group" in (own := load_yaml(entry.yaml_path, resolve_func=False)):
-            raise UserError(f"must be single tasks where the data come from a folder, and {name} is a group", "tasks")
-        asked = {split: [p] if isinstance(p, str) else p for split, p in self.files.get(name, {}).items()}
-        files = {split: find(folder, patterns) for split, patterns in asked.items()}
-        wanted = [_measured_split(own)]
-        shots = self.num_fewshot if self.num_fewshot is not None else own.get("num_fewshot", 0)
-        if shots:
-            wanted.append(own.get("fewshot_split") or own.get("training_split") or own.get("validation_split"))
-        for split in wanted:
-            if files.get(split) is None:
-                key = f"+evals.zero_shot.files.{name}.{split}=PATTERN"
-                missing = f"{folder} has no {' or '.join(asked[split])}" if split in asked else f"{key} is not given"
-                raise UserError(
-                    f"must hold the {split} split of {name}, but {missing}; download it from {own.get('dataset_path')} "
-                    "at the Hugging Face hub",
-                    field="data_dir",
-                )
-        present = {split: path.resolve() for split, path in files.items() if path is not None}
-        with within("data_dir"):
-            for path in present.values():
-                for _ in read_rows(path):  # lm-eval's own reader says little about a broken file
-                    pass
-        kinds = {"parquet" if path.suffix == ".parquet" else "json" for path in present.values()}
-        if len(kinds) > 1:
-            raise UserError(f"must hold all splits of {name} in one kind of file, not parquet and jsonl", "data_dir")
-        config = {
-            "include": str(entry.yaml_path),
-            "task": name,
-            "dataset_path": kinds.pop(),
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split: str(path) for split, path in present.items()}},
-            **{key: None for key in _SPLITS if own.get(key) is not None and own[key] not in present},
-            **self.file_config.get(name, {}),
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        return str(path), str(files[wanted[0]])
-
-    def _load(self, manager: Any, name: str, spec: str) -> Any:
-        import datasets
-
-        datasets.disable_progress_bars()
-        try:
-            with offline_if_unreachable():
-                found = manager.load([spec])
-            for task in found["tasks"].values() if spec != name else ():
-                _check_answers(task, self.limit)
-            return found
-        except ConnectionError as error:
-            raise UserError(
-                f"must be a folder with the data of {name}: the Hugging Face hub cannot be reached and there is no "
-                f"folder {DEFAULT_FOLDER}; download the data where there is a network and say data_dir=FOLDER",
-                field="data_dir",
-            ) from error
-        except Exception as error:  # jinja, datasets, KeyError: whatever a document that does not fit brings about
-            raise UserError(
-                f"must be tasks that fit their data, and {name} does not: {_reason(error)}", "tasks"
-            ) from error
 
 
 @contextmanager
@@ -302,57 +174,7 @@ def _bars(watch: Watch) -> Iterator[None]:
             module.tqdm = tqdm
 
 
-def _measured_split(own: dict[str, Any]) -> str:
-    """The split that lm-eval measures a task on."""
-    return str(own.get("test_split") or own.get("validation_split") or own.get("training_split"))
-
-
-def _digest(task: Any, limit: int | None) -> str:
-    """SHA-256 of the documents that are measured, and of how they are asked."""
-    docs = task.eval_docs
-    content = [docs[i] for i in range(min(len(docs), limit or len(docs)))]
-    shown = list(task.fewshot_docs()) if task.get_config("num_fewshot") else []
-    config = {key: value for key, value in task.dump_config().items() if key not in ("dataset_kwargs", "metadata")}
-    return _digest_of([content, shown, config])
-
-
-def _check_answers(task: Any, limit: int | None) -> None:
-    """Refuse documents whose right answer is none of their choices: lm-eval takes all answers to them for wrong."""
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return
-    for number, doc in enumerate(islice(task.eval_docs, limit), start=1):
-        choices = task.doc_to_choice(doc)
-        right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-        for answer in right if isinstance(right, list) else [right]:
-            if answer not in choices and answer not in range(len(choices)):
-                raise ValueError(f"the right answer of document {number} is {answer!r}, which is none of its choices")
-
-
-def _digest_of(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_source).encode()).hexdigest()
-
-
-def _source(value: Any) -> str:
-    """What a value that JSON does not have is known by; an address in memory would be another in every process."""
-    try:
-        return inspect.getsource(value)
-    except (TypeError, OSError):
-        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
-
-
 def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a tokenizer does beside its vocabulary: merges, normalisation, special tokens that it adds."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend.to_str() if backend is not None else ""
-
-
-def _reason(error: Exception) -> str:
-    cause = error
-    while cause.__cause__ is not None:  # datasets wraps what went wrong
-        cause = cause.__cause__  # type: ignore[assignment]
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-
-
-def _hush() -> None:
-    """lm-eval's advice on its own arguments is of no use here; what goes wrong comes as an exception."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from barber.config import build
 from barber.errors import BarberError, UserError
 from barber.evals import Evaluation, WindowProtocol, ZeroShot
-from barber.evals.zero_shot import Tasks
+from barber.evals.tasks import Tasks
 from barber.models import RandomModel
 from tests import tiny
 
