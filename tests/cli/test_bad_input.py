@@ -1,5 +1,6 @@
 """Every mistake in the input is refused with one sentence and exit code 2, before any weight is read."""
 
+import gzip
 import re
 import shutil
 import sys
@@ -28,6 +29,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "short.md").write_text("short", encoding="utf-8")
     (folder / "empty.md").write_text("\n", encoding="utf-8")
     (folder / "latin1.md").write_bytes("naïve".encode("latin-1"))
+    rows = b"".join(b'{"text": "row %d"}\n' % number for number in range(3))
+    data = {"rows.jsonl": rows, "cut_off.jsonl": rows[:-5], "empty.jsonl": b"", "no_gzip.jsonl.gz": rows}
+    (folder / "data_dir" / "ptb").mkdir(parents=True)
+    (folder / "data_dir" / "ptb" / "ptb.test.jsonl").write_bytes(rows)
+    for name, content in {**data, "cut_off.jsonl.gz": gzip.compress(rows)[:-9]}.items():
+        (folder / name).write_bytes(content)
     tokens = tiny.tokens()
     for name, tensors in {
         "wrong_key": {"ids": tokens},
@@ -76,6 +83,10 @@ COMMAND_LINE = {
     "pruner=wandaa": "pruner=wandaa: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
     "pattern=2": "pattern=2: no such choice; pattern can be 2of4, 4of8, nofm, unstructured",
     "metric=null": "metric=null: no such choice; metric can be gradient, weight, weight_gradient",
+    "evals=[perplexity,foo]": "evals=foo: no such choice; evals can be agreement, none, perplexity, zero_shot",
+    "evals/text=foo": (
+        "evals/text=foo: no such choice; evals/text can be c4, files, hub, offline, ptb, tokens, wikitext2"
+    ),
     "pruner=[wanda,foo]": "pruner=foo: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
     "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
     "prunner=wanda": "prunner: no such key, did you mean pruner?",
@@ -162,6 +173,47 @@ VALUES = {
     "model.model_type=t5": f"model type 't5' is not supported; supported are {', '.join(supported())}",
 }
 
+DATA = {
+    "calibration.path=cut_off.jsonl": "calibration: line 3 of cut_off.jsonl is no JSON (...); was the file cut off?",
+    "calibration.path=empty.jsonl": "calibration: empty.jsonl is empty; download it again",
+    "calibration.path=no_gzip.jsonl.gz": "calibration: no_gzip.jsonl.gz is no whole gzip file (...); download it again",
+    "calibration.path=cut_off.jsonl.gz": "calibration: cut_off.jsonl.gz is no whole gzip file (...); download it again",
+    "calibration.path=rows.jsonl calibration.column=body": (
+        "calibration.column must be a column of rows.jsonl, not 'body'; it has text"
+    ),
+    "calibration.save=samples.txt": (
+        "calibration.save must be a file name that ends in .safetensors, not 'samples.txt'"
+    ),
+    "calibration.seqlen=32 calibration.save=tokens.safetensors": (
+        "calibration.save must not be a file with other samples in it, but there is tokens.safetensors; choose another"
+    ),
+    "evals=perplexity evals/text=ptb data_dir=data_dir": (
+        "evals.texts.ptb.column must be a column of data_dir/ptb/ptb.test.jsonl, not 'sentence'; it has text"
+    ),
+    "evals=zero_shot data_dir=nowhere": (
+        "evals.zero_shot.data_dir must be a folder with the tasks' data; there is no folder nowhere"
+    ),
+    "evals=zero_shot evals.zero_shot.tasks=[]": "evals.zero_shot.tasks must name a task at least",
+    "evals=zero_shot evals.zero_shot.limit=0": "evals.zero_shot.limit must be at least 1, not 0",
+    "evals=agreement evals.agreement.block_positions=0": "evals.agreement.block_positions must be at least 1, not 0",
+}
+
+NAMED = {
+    "calibration=c4": (
+        "calibration: the Hugging Face hub cannot be reached and there is no folder data; download the train split of "
+        "allenai/c4 where there is a network, put it into FOLDER/c4/en/c4-train.00000-of-01024.json.gz and say "
+        "data_dir=FOLDER"
+    ),
+    "calibration=wikitext2 data_dir=data_dir": (
+        "calibration: data_dir has no wikitext-2-raw-v1/wiki.train.raw or wikitext-2-raw-v1/*train*; download the "
+        "train split of Salesforce/wikitext where there is a network, put it into "
+        "FOLDER/wikitext-2-raw-v1/wiki.train.raw and say data_dir=FOLDER"
+    ),
+    "calibration=hub calibration.dataset=org/name data_dir=data_dir": (
+        "calibration.local must name the files of org/name in the folder data_dir: it is empty"
+    ),
+}
+
 EVALS = {
     "evals.stages=[dense,foo]": "evals.stages must be a list of dense, pruned, rebuilt, not ['dense', 'foo']",
     "evals.stages=dense": "evals.stages must be a list, not 'dense'",
@@ -245,9 +297,19 @@ FILES = {
         "give token ids instead (calibration=tokens, evals/text=tokens)"
     ),
 }
+BY_NAME = "model=tiny evals=none"
+
+BASES = [
+    (TINY, VALUES),
+    (TINY, DATA),
+    (BY_NAME, NAMED),
+    (WITH_EVALS, EVALS),
+    (WITH_TOKENS, TOKENS),
+    (LOCAL, FILES),
+]
 CASES = [
     pytest.param(base, overrides, sentence, id=overrides)
-    for base, cases in ((TINY, VALUES), (WITH_EVALS, EVALS), (WITH_TOKENS, TOKENS), (LOCAL, FILES))
+    for base, cases in BASES
     for overrides, sentence in cases.items()
 ]
 
