@@ -38,7 +38,8 @@ def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]], t
             for text, style in zip(texts, itertools.cycle(["o-", "s--", "^:", "v-."])):
                 found = [(int(name.split(".")[0]), y) for name, y in by_text[text].items() if name.endswith(kind)]
                 label = f"{stage}, {text}" if len(texts) > 1 else stage
-                axis.plot(*zip(*found, strict=True), style, color=_COLORS[stage], markersize=4, label=label)
+                width = 4 if stage == "pruned" else 1.5  # to be seen beneath the rebuilt one where the two are equal
+                axis.plot(*zip(*found, strict=True), style, color=_COLORS[stage], linewidth=width, ms=4, label=label)
         _finish(axis)
         axis.set_title(_TITLES[kind])
     axes[0].set_ylabel("squared distance from the dense model,\nas a share of the dense output's square")
