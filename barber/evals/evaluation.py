@@ -27,7 +27,7 @@ log = logging.getLogger("barber")
 
 Stage = Literal["dense", "pruned", "rebuilt"]
 
-_TOKENS_OF_A_BATCH = 4096
+_TOKENS_OF_A_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
         agreement: how to compare with the dense model, or None.
         zero_shot: lm-eval tasks, or None.
         sample: a prompt to go on with, or None.
-        batch_size: windows that go through the model together; None: as many as have 4096 tokens.
+        batch_size: windows that go through the model together; None: as many as have 2048 tokens.
         placement: `whole`: the model as a whole on the device; `layers`: one decoder layer at a time; `auto`: whole
             where its weights fit.
         cache: keep the dense model's results for later runs, and use them.
