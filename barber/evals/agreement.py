@@ -42,26 +42,31 @@ class Reference:
     """What is kept of the dense model on the windows of a text.
 
     Args:
-        hidden: the output of its last decoder layer, (B, L, D) a batch.
+        num_windows: how many windows there are.
+        hidden_NLD: the output of its last decoder layer, in its dtype; empty until the first batch tells the size.
         blocks: the outputs of its blocks, (P, D) each.
     """
 
-    hidden: list[Tensor] = field(default_factory=list)
+    num_windows: int
+    hidden_NLD: Tensor = field(default_factory=lambda: torch.empty(0))
     blocks: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, batch: Batch) -> None:
         """Take in a batch of windows of the dense model."""
-        self.hidden.append(batch.hidden_BLD.cpu())
+        if not self.hidden_NLD.numel():  # one tensor for all batches: joined later they would be there twice
+            hidden_BLD = batch.hidden_BLD
+            self.hidden_NLD = hidden_BLD.new_empty((self.num_windows, *hidden_BLD.shape[1:]), device="cpu")
+        self.hidden_NLD[batch.windows] = batch.hidden_BLD.cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in one dict, to be saved."""
-        return {"hidden": torch.cat(self.hidden), **{f"block.{name}": y for name, y in self.blocks.items()}}
+        return {"hidden": self.hidden_NLD, **{f"block.{name}": y for name, y in self.blocks.items()}}
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> "Reference":
         """The inverse of `tensors`."""
         blocks = {key.removeprefix("block."): y for key, y in tensors.items() if key != "hidden"}
-        return cls([tensors["hidden"]], blocks)
+        return cls(len(tensors["hidden"]), tensors["hidden"], blocks)
 
 
 @dataclass
@@ -74,12 +79,9 @@ class Divergence:
     kl: list[Tensor] = field(default_factory=list)
     top1: list[Tensor] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._hidden_NLD = torch.cat(self.reference.hidden)
-
     def add(self, batch: Batch) -> None:
         """Take in a batch of windows of the pruned model."""
-        hidden_BLD = self._hidden_NLD[batch.windows].to(batch.hidden_BLD)
+        hidden_BLD = self.reference.hidden_NLD[batch.windows].to(batch.hidden_BLD)
         dense_BLV = self.decoder.logits(batch.tokens_BL, hidden_BLD)
         numbers = range(batch.windows.start, batch.windows.stop)
         for number, dense_LV, sparse_LV in zip(numbers, dense_BLV, batch.logits_BLV, strict=True):

@@ -171,12 +171,13 @@ class _Measurement:
         spec, windows = self.prepared.spec, self.prepared.windows[name]
         outputs = spec.agreement.outputs(windows) if spec.agreement else None
         perplexity = Perplexity(windows) if spec.perplexity else None
-        reference = Reference() if spec.agreement and self.stage == "dense" else None
+        num_windows = len(windows.tokens_NL)
+        reference = Reference(num_windows) if spec.agreement and self.stage == "dense" else None
         divergence = None
         if spec.agreement and self.stage != "dense":
             divergence = Divergence(windows, Decoder(self.model), self.prepared.references[name])
         forward = Forward(self.model, self.device, batch_size, self.by_layer)
-        progress = self.watch(f"{self.stage} on {name}", forward.steps(len(windows.tokens_NL)))
+        progress = self.watch(f"{self.stage} on {name}", forward.steps(num_windows))
         for batch in forward(windows.tokens_NL, outputs, progress):
             for meter in (perplexity, reference, divergence):
                 if meter is not None:
