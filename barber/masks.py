@@ -1,7 +1,8 @@
 """Choosing and exchanging pruned weights: pure functions on (groups, members) matrices of scores.
 
 Nothing here knows what a group is (an output row, an input column, a linear, a block, a cell of N:M): the callers
-arrange the scores, these functions compare the members of every group at once. Ties go to the lower index.
+arrange the scores, these functions compare the members of every group at once. Ties go to the lower index. Nothing is
+sorted where a threshold does: the k-th score of every group, and whatever lies beyond it.
 """
 
 import torch
@@ -11,8 +12,7 @@ from barber.tensors import Tensor
 
 def lowest(score_GM: Tensor, count: int) -> Tensor:
     """Mark exactly the `count` lowest scores of every group as pruned (Wanda's rule, and that of N:M cells)."""
-    order_GM = score_GM.argsort(dim=1, stable=True)
-    return torch.zeros_like(score_GM, dtype=torch.bool).scatter_(1, order_GM[:, :count], True)
+    return _lowest(score_GM, torch.full((len(score_GM),), count, device=score_GM.device))
 
 
 def at_most_the(index: int, score_GM: Tensor) -> Tensor:
@@ -34,12 +34,9 @@ def exchange(score_GM: Tensor, pruned_GM: Tensor, alpha: float) -> tuple[Tensor,
 
     Returns the new mask (G, M) and the number of exchanged pairs of every group (G,), int64.
     """
-    growth_GM, growth_order_GM = _descending(score_GM, pruned_GM)
-    loss_GM, loss_order_GM = _ascending(score_GM, ~pruned_GM)
-    count_G = _budget((growth_GM > loss_GM).sum(dim=1), alpha)
-    chosen_GM = _first(count_G, score_GM)
-    grown_GM = torch.zeros_like(pruned_GM).scatter_(1, growth_order_GM, chosen_GM)
-    dropped_GM = torch.zeros_like(pruned_GM).scatter_(1, loss_order_GM, chosen_GM)
+    count_G = _budget(_pairs_worth_exchanging(score_GM, pruned_GM, ~pruned_GM), alpha)
+    grown_GM = _highest(score_GM.masked_fill(~pruned_GM, -torch.inf), count_G)
+    dropped_GM = _lowest(score_GM.masked_fill(pruned_GM, torch.inf), count_G)
     return pruned_GM & ~grown_GM | dropped_GM, count_G
 
 
@@ -52,17 +49,12 @@ def exchange_cells_by_row(score_OI: Tensor, pruned_OI: Tensor, alpha: float, m: 
 
     Returns the new mask (O, I) and the number of exchanges of every row (O,), int64.
     """
-    cells = (-1, m)
-    eligible_OI = pruned_OI & _best_of_cell(score_OI.reshape(cells), pruned_OI.reshape(cells)).view_as(pruned_OI)
-    growth_OI, growth_order_OI = _descending(score_OI, eligible_OI)
-    loss_OI, _ = _ascending(score_OI, ~pruned_OI)
-    count_O = _budget((growth_OI > loss_OI).sum(dim=1), alpha)
-    grown_OI = torch.zeros_like(pruned_OI).scatter_(1, growth_order_OI, _first(count_O, score_OI))
-
-    kept_CM = ~pruned_OI.reshape(cells)
-    _, loss_order_CM = _ascending(score_OI.reshape(cells), kept_CM)
-    grown_in_cell_C = grown_OI.reshape(cells).sum(dim=1)
-    dropped_CM = torch.zeros_like(kept_CM).scatter_(1, loss_order_CM, _first(grown_in_cell_C, kept_CM))
+    score_CM, pruned_CM = score_OI.reshape(-1, m), pruned_OI.reshape(-1, m)
+    eligible_OI = _highest(score_CM.masked_fill(~pruned_CM, -torch.inf), (~pruned_CM).sum(dim=1)).view_as(pruned_OI)
+    eligible_OI &= pruned_OI
+    count_O = _budget(_pairs_worth_exchanging(score_OI, eligible_OI, ~pruned_OI), alpha)
+    grown_OI = _highest(score_OI.masked_fill(~eligible_OI, -torch.inf), count_O)
+    dropped_CM = _lowest(score_CM.masked_fill(pruned_CM, torch.inf), grown_OI.reshape(-1, m).sum(dim=1))
     return pruned_OI & ~grown_OI | dropped_CM.view_as(pruned_OI), count_O
 
 
@@ -76,26 +68,27 @@ def exchange_inside_cells(score_OI: Tensor, pruned_OI: Tensor, alpha: float, m: 
     Returns the new mask (O, I) and the number of exchanges of every row (O,), int64.
     """
     score_CM, pruned_CM = score_OI.reshape(-1, m), pruned_OI.reshape(-1, m)
-    growth_CM, growth_order_CM = _descending(score_CM, pruned_CM)
-    loss_CM, loss_order_CM = _ascending(score_CM, ~pruned_CM)
+    growth_CM, growth_order_CM = score_CM.masked_fill(~pruned_CM, -torch.inf).sort(dim=1, descending=True, stable=True)
+    loss_CM, loss_order_CM = score_CM.masked_fill(pruned_CM, torch.inf).sort(dim=1, stable=True)
     gain_OI = (growth_CM - loss_CM).view_as(score_OI)
     count_O = _budget((gain_OI > 0).sum(dim=1), alpha)
-    gain_order_OI = gain_OI.argsort(dim=1, descending=True, stable=True)
-    chosen_OI = torch.zeros_like(pruned_OI).scatter_(1, gain_order_OI, _first(count_O, score_OI))
-    chosen_CM = chosen_OI.reshape(-1, m)
+    chosen_CM = _highest(gain_OI, count_O).reshape(-1, m)
     grown_CM = torch.zeros_like(pruned_CM).scatter_(1, growth_order_CM, chosen_CM)
     dropped_CM = torch.zeros_like(pruned_CM).scatter_(1, loss_order_CM, chosen_CM)
     return (pruned_CM & ~grown_CM | dropped_CM).view_as(pruned_OI), count_O
 
 
-def _descending(score_GM: Tensor, candidate_GM: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and indices of the candidates from the highest down; the others stand last, at minus infinity."""
-    return score_GM.masked_fill(~candidate_GM, -torch.inf).sort(dim=1, descending=True, stable=True)
+def _pairs_worth_exchanging(score_GM: Tensor, pruned_GM: Tensor, kept_GM: Tensor) -> Tensor:
+    """How many t have P[t] > K[t], with P the pruned scores, descending, and K the kept ones, ascending: (G,).
 
-
-def _ascending(score_GM: Tensor, candidate_GM: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and indices of the candidates from the lowest up; the others stand last, at infinity."""
-    return score_GM.masked_fill(~candidate_GM, torch.inf).sort(dim=1, stable=True)
+    Exchanging all of them would leave the |K| highest of both kept. So with the |K|-th highest as a threshold they are
+    the pruned ones above it, or the kept ones below it: whichever are more, for those that equal it pair with the rest.
+    """
+    candidate_GM = score_GM.masked_fill(~(pruned_GM | kept_GM), -torch.inf)
+    threshold_G1 = -_kth_lowest(-candidate_GM, kept_GM.sum(dim=1))
+    above_G = (pruned_GM & (score_GM > threshold_G1)).sum(dim=1)
+    below_G = (kept_GM & (score_GM < threshold_G1)).sum(dim=1)
+    return torch.maximum(above_G, below_G)
 
 
 def _budget(count_G: Tensor, alpha: float) -> Tensor:
@@ -103,13 +96,25 @@ def _budget(count_G: Tensor, alpha: float) -> Tensor:
     return (count_G.double() * alpha).long()
 
 
-def _first(count_G: Tensor, like_GM: Tensor) -> Tensor:
-    """True in the first `count` places of every group."""
-    return torch.arange(like_GM.shape[1], device=like_GM.device) < count_G[:, None]
+def _highest(score_GM: Tensor, count_G: Tensor) -> Tensor:
+    """Mark the `count` highest scores of every group."""
+    return _lowest(-score_GM, count_G)
 
 
-def _best_of_cell(score_CM: Tensor, pruned_CM: Tensor) -> Tensor:
-    """The highest-scored pruned weights of every cell, as many as the cell has kept ones."""
-    _, order_CM = _descending(score_CM, pruned_CM)
-    kept_C = (~pruned_CM).sum(dim=1)
-    return torch.zeros_like(pruned_CM).scatter_(1, order_CM, _first(kept_C, pruned_CM))
+def _lowest(score_GM: Tensor, count_G: Tensor) -> Tensor:
+    """Mark the `count` lowest scores of every group."""
+    threshold_G1 = _kth_lowest(score_GM, count_G)
+    below_GM, tied_GM = score_GM < threshold_G1, score_GM == threshold_G1
+    room_G1 = (count_G - below_GM.sum(dim=1))[:, None]
+    return below_GM | tied_GM & (tied_GM.cumsum(dim=1, dtype=torch.int32) <= room_G1)
+
+
+def _kth_lowest(score_GM: Tensor, k_G: Tensor) -> Tensor:
+    """The k-th lowest score of every group, k from 1; minus infinity for k = 0: (G, 1)."""
+    if score_GM.device.type == "cpu":
+        most = max(1, int(k_G.max()))
+        ordered_GM = score_GM.topk(most, dim=1, largest=False).values
+    else:  # the largest k would have to be waited for
+        ordered_GM = score_GM.sort(dim=1).values
+    kth_G1 = ordered_GM.gather(1, (k_G - 1).clamp(min=0)[:, None])
+    return kth_G1.masked_fill(k_G[:, None] == 0, -torch.inf)
