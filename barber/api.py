@@ -1,20 +1,28 @@
 """Pruning as a function call, for notebooks and scripts."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from barber.activations import Place, Shelf
+from barber.checkpoint import Checkpoint, Difference
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
 from barber.errors import UserError
+from barber.memory import physical_memory
 from barber.patterns import Pattern
+from barber.precision import Precision
 from barber.pruners import Pruner
 from barber.rebuild import Barber
 from barber.tensors import Tensor
-from barber.walk import BlockResult, Walk
+from barber.walk import BlockResult, Schedule, Walk
+from barber.weights import InMemory, Weights
+
+_BLOCKS_OF_A_LAYER = 2
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,18 @@ def prune(
     rebuild: Barber | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
-    on_block: Callable[[BlockReport, BlockResult], None] | None = None,
+    precision: Precision | None = None,
+    schedule: Schedule = "paper",
+    activations: Place = "auto",
+    scratch: Path | None = None,
+    weights: Weights | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_block: Callable[[BlockReport, BlockResult | None], None] | None = None,
+    on_layer: Callable[[int, dict[str, Difference]], None] | None = None,
 ) -> Report:
     """Prune a model in place and, if asked, rebuild its masks block by block.
+
+    Under torchrun, with a process group, every process takes its share of the samples; all end with the same masks.
 
     Args:
         model: a causal language model of a supported family.
@@ -90,7 +107,16 @@ def prune(
         rebuild: `Barber(...)`, or None to leave the initial masks.
         device: where to compute; one layer at a time is taken there. None: where the model is.
         batch_size: samples that go through a layer together; None: as many as fit comfortably.
-        on_block: called with the report and the masks of every finished block.
+        precision: of the matrix products; None: float32 on a CPU, bfloat16 on a GPU.
+        schedule: `paper`, or `interleaved`: the initial mask of a block is computed on the inputs that its rebuilding
+            has, which saves a third of the work and gives other masks.
+        activations: where the samples wait between two layers: `device`, `host`, `disk`, or `auto`: where they fit.
+        scratch: a folder for the files of `disk`.
+        weights: where the layers' weights are; None: in the model.
+        checkpoint: gets every finished layer; those that it has are not computed again.
+        on_block: called with the report and the masks of every finished block; without masks (None) where the
+            checkpoint had it.
+        on_layer: called with where the initially pruned weights of a finished layer differ from the final ones.
 
     Raises:
         UserError: the arguments do not fit together; nothing has been changed then.
@@ -107,57 +133,111 @@ def prune(
     check_architecture(model, pattern)
     check_tokens(tokens_BL, model.config, "tokens_BL")
     place = model.device if device is None else resolve_device(str(device))
+    forward, _ = (precision or Precision()).on(place)
     size = batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place)
+    begin = checkpoint.num_finished if checkpoint is not None else 0
+    walk = Walk(
+        model,
+        tokens_BL.long(),
+        pattern,
+        pruner,
+        rebuild,
+        place,
+        size,
+        weights=weights or InMemory(model),
+        precision=precision or Precision(),
+        shelf=Shelf(activations, place, forward.dtype, scratch),
+        schedule=schedule,
+        keep_graphs=graphs_fit(model.config, tokens_BL, place),
+        begin=begin,
+        restore=partial(checkpoint.restore, batch_size=size, num_samples=len(tokens_BL)) if checkpoint else None,
+    )
+    blocks: list[BlockReport] = []
+    for index in range(begin):
+        assert checkpoint is not None
+        for report in checkpoint.reports(index):
+            blocks.append(BlockReport(**report))
+            if on_block is not None:
+                on_block(blocks[-1], None)
+        if on_layer is not None:
+            on_layer(index, checkpoint.differences(index))
     training = [module for module in model.modules() if module.training]
     model.eval()
+    dtypes = {linear.name: linear.weight_OI.dtype for linear in Decoder(model).linears}
     try:
-        walk = Walk(model, tokens_BL.long(), pattern, pruner, rebuild, place, size)
-        report = Report(seconds=walk.stopwatch.seconds)
-        weights = {linear.name: linear for linear in Decoder(model).linears}
+        layer: list[BlockResult] = []
         for result in walk:
-            counts = {}
-            for linear in result.linears:
-                stored_OI = weights[linear.name].weight_OI
-                zeros = stored_OI.numel() - int(stored_OI.count_nonzero())
-                counts[linear.name] = {
-                    "weights": stored_OI.numel(),
-                    "zeros": zeros,
-                    "exchanges": linear.num_exchanged,
-                }
-            report.blocks.append(_report(result, counts))
+            blocks.append(_report(result))
             if on_block is not None:
-                on_block(report.blocks[-1], result)
+                on_block(blocks[-1], result)
+            layer.append(result)
+            if len(layer) == _BLOCKS_OF_A_LAYER:
+                if checkpoint is not None or on_layer is not None:
+                    differences = _differences(layer, dtypes)
+                    if on_layer is not None:
+                        on_layer(result.layer, differences)
+                    if checkpoint is not None:
+                        reports = [asdict(block) for block in blocks[-_BLOCKS_OF_A_LAYER:]]
+                        checkpoint.finish_layer(result.layer, reports, differences, walk.streams, size, len(tokens_BL))
+                layer = []
     finally:
         for module in training:
             module.training = True
-    return report
+    return Report(blocks, walk.stopwatch.seconds)
 
 
 def fitting_batch_size(config: PreTrainedConfig, seqlen: int, device: torch.device) -> int:
     """How many samples of `seqlen` tokens go through a block with its gradients in a tenth of the device's memory.
 
-    At most 4096 tokens on a CPU, where more only fall out of the caches, and 32768 on a GPU. What is free at the moment
-    is not asked: the same run on the same machine has to have the same batches, for the last bits depend on them.
+    At most 1024 tokens on a CPU, where more only fall out of the caches, and 32768 on a GPU.
+    """
+    most_tokens = 32768 if device.type == "cuda" else 1024
+    fitting = physical_memory(device) // 10 // _bytes_of_a_sample(config, seqlen)
+    return max(1, min(fitting, most_tokens // seqlen))
+
+
+def graphs_fit(config: PreTrainedConfig, tokens_NL: Tensor, device: torch.device) -> bool:
+    """Whether a block's activations and gradients of all samples fit into a quarter of the device's memory."""
+    num_samples, seqlen = tokens_NL.shape
+    return num_samples * _bytes_of_a_sample(config, seqlen) < physical_memory(device) // 4
+
+
+def _bytes_of_a_sample(config: PreTrainedConfig, seqlen: int) -> int:
+    """float32 activations and their gradients: some ten of the hidden and six of the inner size a token, attention
+    weights of the plain (not fused) kernel twice.
     """
     text = config.get_text_config()
-    hidden = text.hidden_size
+    hidden = int(text.hidden_size)
     inner = next((getattr(text, key) for key in ("intermediate_size", "ffn_dim", "n_inner") if _has(text, key)), None)
-    heads = getattr(text, "num_attention_heads", 1)
-    # float32 activations and their gradients: some ten of the hidden and six of the inner size a token, attention
-    # weights of the plain (not fused) kernel twice
-    bytes_per_sample = 4 * seqlen * (10 * hidden + 6 * (inner or 4 * hidden) + 2 * heads * seqlen)
-    if device.type == "cuda":
-        memory, most_tokens = torch.cuda.get_device_properties(device).total_memory, 32768
-    else:
-        memory, most_tokens = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 4096
-    return max(1, min(int(memory) // 10 // int(bytes_per_sample), most_tokens // seqlen))
+    heads = int(getattr(text, "num_attention_heads", 1))
+    return 4 * seqlen * (10 * hidden + 6 * (inner or 4 * hidden) + 2 * heads * seqlen)
+
+
+def _differences(layer: list[BlockResult], dtypes: dict[str, torch.dtype]) -> dict[str, Difference]:
+    return {
+        linear.name: Difference.between(
+            (linear.initial.mask_OI, linear.initial.weight_OI),
+            (linear.final.mask_OI, linear.final.weight_OI),
+            dtypes[linear.name],
+        )
+        for result in layer
+        for linear in result.linears
+    }
 
 
 def _has(config: PreTrainedConfig, key: str) -> bool:
     return isinstance(getattr(config, key, None), int)
 
 
-def _report(result: BlockResult, counts: dict[str, dict[str, int]]) -> BlockReport:
+def _report(result: BlockResult) -> BlockReport:
+    counts = {
+        linear.name: {
+            "weights": linear.final.weight_OI.numel(),
+            "zeros": linear.zeros,
+            "exchanges": linear.num_exchanged,
+        }
+        for linear in result.linears
+    }
     zeros, weights = (sum(count[key] for count in counts.values()) for key in ("zeros", "weights"))
     return BlockReport(
         layer=result.layer,

@@ -6,7 +6,7 @@ from outputs that are known already, which costs next to nothing and holds for e
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from barber.tensors import Tensor, converted
+from barber.ferry import Ferry
+from barber.products import fast_linears
+from barber.tensors import Tensor, converted, replaced_forward
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Linear:
         weight = self.module.weight.data
         return weight.T if isinstance(self.module, Conv1D) else weight
 
-    def assign(self, weight_OI: Tensor) -> None:
-        """Let the module use this tensor as its weight; nothing is copied."""
+    def assign(self, weight_OI: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        """Let the module use this tensor as its weight; nothing is copied unless the dtype is another."""
+        weight_OI = weight_OI.to(dtype)
         self.module.weight.data = weight_OI.T if isinstance(self.module, Conv1D) else weight_OI
 
 
@@ -62,6 +65,8 @@ class Block:
     linears: list[Linear]
     # How many more values the last module returns beside the output (attention weights), once it has run.
     _extras: int | None = field(default=None, repr=False)
+    # Whether it returns the tokens of all samples in one row (OPT's MLP).
+    _flat: bool = field(default=False, repr=False)
 
     def run(self, call: Call) -> Tensor:
         """The block's output on captured inputs, with the weights its linears have now."""
@@ -72,7 +77,7 @@ class Block:
 
     @contextmanager
     def recorded(self) -> Iterator[dict[str, Any]]:
-        """While the layer runs, note the block's call and its output."""
+        """While the layer runs, note the block's call and its output; the layer is interrupted by `Reached` then."""
         record: dict[str, Any] = {}
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -81,6 +86,8 @@ class Block:
         def leave(_: nn.Module, __: Any, output: Any) -> None:
             record["output"] = main_output(output)
             self._extras = len(output) - 1 if isinstance(output, tuple) else None
+            self._flat = record["output"].ndim == 2
+            raise Reached
 
         entry = self.modules[0].register_forward_pre_hook(enter, with_kwargs=True)
         exit_ = self.modules[-1].register_forward_hook(leave)
@@ -91,15 +98,14 @@ class Block:
             exit_.remove()
 
     @contextmanager
-    def answering(self, output: Tensor | None) -> Iterator[None]:
-        """While the layer runs, don't compute the block: answer `output`, or zeros where it is not known yet."""
+    def answering(self, output_BLD: Tensor) -> Iterator[None]:
+        """While the layer runs, don't compute the block: answer an output that it has given before."""
+        output = output_BLD.flatten(0, 1) if self._flat else output_BLD
 
         def pass_on(*args: Any, **kwargs: Any) -> Tensor:
             return Call.of(args, kwargs).x
 
         def answer(*args: Any, **kwargs: Any) -> Any:
-            if output is None:
-                return torch.zeros_like(pass_on(*args, **kwargs))
             return output if self._extras is None else (output, *[None] * self._extras)
 
         with ExitStack() as stack:
@@ -107,6 +113,10 @@ class Block:
                 stack.enter_context(replaced_forward(module, pass_on))
             stack.enter_context(replaced_forward(self.modules[-1], answer))
             yield
+
+
+class Reached(Exception):  # noqa: N818 (it is no error)
+    """A block has given its output: what the layer would do with it is not needed."""
 
 
 @dataclass
@@ -121,6 +131,11 @@ class Layer:
     def linears(self) -> list[Linear]:
         return [linear for block in self.blocks for linear in block.linears]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All parameters and buffers."""
+        return [*self.module.parameters(), *self.module.buffers()]
+
     def run(self, call: Call) -> Tensor:
         """The layer's output."""
         return main_output(call.on(self.module))
@@ -134,8 +149,7 @@ class Layer:
             for block, output in zip(self.blocks[:index], done, strict=True):
                 stack.enter_context(block.answering(output))
             record = stack.enter_context(self.blocks[index].recorded())
-            for block in self.blocks[index + 1 :]:
-                stack.enter_context(block.answering(None))
+            stack.enter_context(suppress(Reached))
             self.run(call)
         return record["call"], record["output"]
 
@@ -147,42 +161,33 @@ class Layer:
             return self.run(call)
 
     @contextmanager
-    def at_work(self, device: torch.device) -> Iterator[None]:
-        """The layer on `device` in float32, without autograd for its weights.
+    def at_work(self, device: torch.device, ferry: Ferry | None = None) -> Iterator[None]:
+        """The layer on `device` in float32, without autograd for its weights and with fast products.
 
         On the way out the linears' weights are stored where they came from, in the model's dtype, and all else is put
         back as it was; after an error the layer is left untouched.
         """
-        tensors = [*self.module.parameters(), *self.module.buffers()]
+        tensors = self.tensors
         stored = [tensor.data for tensor in tensors]
         wanted_gradient = [tensor.requires_grad for tensor in tensors]
         weights = {id(linear.module.weight) for linear in self.linears}
         try:
-            for tensor in tensors:
+            fetched = ferry.take(id(self), stored) if ferry else [converted(value, device) for value in stored]
+            for tensor, value in zip(tensors, fetched, strict=True):
                 tensor.requires_grad_(False)
-                tensor.data = converted(tensor.data, device)
-            yield
+                tensor.data = value
+            with fast_linears([linear.module for linear in self.linears], device):
+                yield
             for tensor, original in zip(tensors, stored, strict=True):
                 if id(tensor) in weights and tensor.data is not original:
-                    original.copy_(tensor.data)
+                    if ferry is not None:
+                        ferry.put(original, tensor.data)
+                    else:
+                        original.copy_(tensor.data)
         finally:
             for tensor, original, wanted in zip(tensors, stored, wanted_gradient, strict=True):
                 tensor.data = original
                 tensor.requires_grad_(wanted)
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Let a module answer with another forward inside this context."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
 
 
 def main_output(output: Any) -> Tensor:

@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
+import tempfile
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,20 @@ from barber.errors import BarberError, UserError
 
 log = logging.getLogger("barber")
 
+# Of the processes that torchrun starts, one speaks and writes.
+_LEADS = os.environ.get("RANK", "0") == "0"
+
 
 def main() -> None:
     """Run `barber`. Exit code 0: done; 1: the run failed; 2: a mistake of the user's, said in one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them its own way
+    with ExitStack() as stack:
+        if not _LEADS:
+            sys.argv += _writing_to(stack.enter_context(tempfile.TemporaryDirectory(prefix="barber-")))
+        _main()
+
+
+def _main() -> None:
     try:
         _job()
     except BarberError as error:
@@ -56,7 +68,8 @@ def _job(config: DictConfig) -> None:
         disable_progress_bar()  # the run has bars of its own
         values = resolved(config)
         record = run(experiment(values), values, list(hydra_config.overrides.task), folder)
-        show(record, folder)
+        if _LEADS:
+            show(record, folder)
     except BarberError as error:
         log.debug("The run failed.", exc_info=True)  # run.log has the traceback, the console one sentence
         exit_code = _say(str(error), error.exit_code)
@@ -100,6 +113,13 @@ def _check_folder(key: str, folder: Path, in_subfolders: bool) -> None:
             )
 
 
+def _writing_to(folder: str) -> list[str]:
+    """Overrides for a process that helps another one (torchrun): it writes no run folder and says nothing."""
+    folders = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", "hydra.output_subdir=null"]
+    return [*folders, "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+
+
 def _say(sentence: str, exit_code: int) -> int:
-    print(f"barber: {sentence}", file=sys.stderr)
+    if _LEADS:
+        print(f"barber: {sentence}", file=sys.stderr)
     return exit_code

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from barber.blocks import Block, Call, Layer, Linear, replaced_forward
+from barber.activations import Activations, Shelf
+from barber.blocks import Block, Call, Layer, Linear
 from barber.families import Family, family_of
-from barber.tensors import Tensor, batches, converted
+from barber.tensors import Tensor, batches, converted, replaced_forward
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,12 @@ class LayerInputs:
     """What the first decoder layer is fed, and the other arguments of every layer's call.
 
     Args:
-        hidden_NLD: the embedded tokens of all samples, in the dtype that was asked for.
+        hidden: the embedded tokens of all samples.
         calls: for every layer, its arguments by batch size; masks and positions differ by layer in some families
             (sliding and full attention) and by batch size in others.
     """
 
-    hidden_NLD: Tensor
+    hidden: Activations
     calls: list[dict[int, Call]]
 
     def call(self, layer: int, hidden_BLD: Tensor) -> Call:
@@ -56,22 +57,26 @@ class Decoder:
         self,
         tokens_NL: Tensor,
         batch_size: int,
-        device: torch.device,
+        shelf: Shelf,
         dtype: torch.dtype | None = torch.float32,
     ) -> LayerInputs:
-        """Embed the tokens and record every layer's call, on `device` and in `dtype` (None: the model's own).
+        """Embed the tokens onto the shelf and record every layer's call, in `dtype` (None: the model's own).
 
         The model's own forward runs with decoder layers that hand their input on, so this costs no more than the
         embedding. Calls are recorded for the full and the last, smaller batch.
         """
         calls: list[dict[int, Call]] = [{} for _ in self.layers]
-        hidden: list[Tensor] = []
+        hidden: Activations | None = None
         for batch in batches(len(tokens_NL), batch_size):
             seen = self._embed(tokens_NL[batch])
-            hidden.append(converted(seen[0].x, device, dtype))
+            embedded_BLD = seen[0].x
+            if hidden is None:
+                hidden = shelf.empty(len(tokens_NL), *embedded_BLD.shape[1:])
+            hidden[batch] = embedded_BLD
             for by_size, call in zip(calls, seen, strict=True):
-                if len(hidden[-1]) not in by_size:
-                    by_size[len(hidden[-1])] = call
+                by_size.setdefault(len(embedded_BLD), call)
+        assert hidden is not None
+        device = shelf.device
         moved: dict[int, Any] = {}  # masks and positions are shared between layers: one copy each
         for by_size in calls:
             for size, call in by_size.items():
@@ -81,7 +86,7 @@ class Decoder:
                         moved[id(value)] = (converted(value, device, dtype), value)
                     kwargs[key] = moved[id(value)][0]
                 by_size[size] = Call(call.x.new_empty(0), converted(call.args, device, dtype), kwargs)
-        return LayerInputs(torch.cat(hidden), calls)
+        return LayerInputs(hidden, calls)
 
     @torch.no_grad()
     def logits(self, tokens_BL: Tensor, hidden_BLD: Tensor) -> Tensor:

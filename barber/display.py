@@ -22,7 +22,7 @@ class ConsoleHandler(logging.Handler):
         console.print(self.format(record), markup=False, soft_wrap=True)
 
 
-def progress() -> Progress:
+def progress(visible: bool = True) -> Progress:
     """Bars that show the share done, the time spent and the time left; nothing where the output is no terminal."""
     return Progress(
         TextColumn("{task.description:<24}"),
@@ -33,7 +33,7 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not (visible and console.is_terminal),
     )
 
 

@@ -3,19 +3,18 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from barber.checkpoint import Difference
 from barber.errors import UserError
 from barber.tensors import Tensor
-from barber.walk import LinearResult
+from barber.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,12 @@ class HuggingFaceFolder:
                 f"hydra.run.dir must not hold an exported model, but there is {out / 'model'}; choose another"
             )
 
-    def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, card: str, out: Path) -> Path:
+    def save(self, weights: Weights, tokenizer: PreTrainedTokenizerBase | None, card: str, out: Path) -> Path:
         """Write the folder, whole or not at all; returns it."""
         folder = out / "model"
 
         def write(unfinished: Path) -> None:
-            model.save_pretrained(unfinished)
+            weights.write(unfinished)
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
@@ -53,11 +52,10 @@ class MaskFile:
     def check(self, out: Path) -> None:
         """Nothing to refuse: a file is replaced whole."""
 
-    def collect(self, masks: dict[str, Tensor], linear: LinearResult) -> None:
-        """Take in the masks of a linear."""
-        for stage in ("initial", "final"):
-            mask_OI: Tensor = getattr(linear, stage).mask_OI
-            masks[f"{stage}.{linear.name}"] = torch.from_numpy(np.packbits(mask_OI.cpu().numpy()))
+    def collect(self, masks: dict[str, Tensor], differences: Mapping[str, Difference]) -> None:
+        """Take in the masks of a layer's linears."""
+        for name, difference in differences.items():
+            masks[f"initial.{name}"], masks[f"final.{name}"] = difference.initial, difference.final
 
     def save(self, masks: dict[str, Tensor], out: Path) -> Path:
         """Write the file, whole or not at all; returns it."""

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -51,6 +53,10 @@ class ModelSource(Protocol):
 
     def load(self) -> PreTrainedModel:
         """The model on the CPU, in evaluation mode."""
+        ...
+
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        """A folder with the weights as safetensors, and the dtype that was asked for; `scratch` may be written to."""
         ...
 
 
@@ -111,6 +117,17 @@ class Pretrained:
             raise UserError(f"must hold every weight of the model; {self.path} has no {missing}", field="path")
         assert isinstance(model, PreTrainedModel)
         return model.eval()
+
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        if self.local:
+            return Path(self.path), dtype
+        try:
+            with self._hub():
+                files = ["*.safetensors", "*.json"]
+                return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=files)), dtype
+        except (OSError, ValueError) as error:
+            raise UserError(self._cannot("weights", error), field="path") from error
 
     def _where(self) -> dict[str, Any]:
         where: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
@@ -179,6 +196,9 @@ class Packaged:
     def load(self) -> PreTrainedModel:
         return self._folder().load()
 
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        return self._folder().folder(scratch)
+
     def _folder(self) -> Pretrained:
         spec = find_spec(self.package)
         places = (spec.submodule_search_locations if spec else None) or []
@@ -240,6 +260,10 @@ class RandomModel:
         assert isinstance(model, PreTrainedModel)
         return model.eval()
 
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        self.load().save_pretrained(scratch)
+        return scratch, None
+
 
 def cache_folder() -> Path:
     """Where converted models are kept: `BARBER_CACHE`, by default `barber` in the user's cache folder."""
@@ -251,6 +275,23 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a config with every weight on the meta device: shapes and names, no memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def hollow(config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model of a config with its weights on the meta device and its buffers (rotary tables) in memory."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        on_meta = None if parameter is None else nn.Parameter(parameter.data.to("meta"), requires_grad=False)
+        register(module, name, on_meta)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
     assert isinstance(model, PreTrainedModel)
     return model
 

@@ -42,6 +42,7 @@ class RunRecord:
     machine: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, int | None] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
+    resumed: dict[str, Any] | None = None
     sparsity: dict[str, Any] | None = None
     linears: dict[str, dict[str, int]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)

@@ -2,13 +2,15 @@
 
 import json
 import logging
+import os
 import platform
 import random
+import shutil
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -18,23 +20,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from barber import display
 from barber.api import BlockReport, Report, fitting_batch_size, prune
 from barber.calibration import Calibration, CalibrationSet, TokenSamples, save_samples
+from barber.checkpoint import FOLDER, Checkpoint, Difference, begin
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
+from barber.engine import SOURCE, Engine
 from barber.errors import BarberError, UserError, within
-from barber.evals import Evaluation, Prepared, Stage
+from barber.evals import Evaluation, Prepared
 from barber.export import HuggingFaceFolder, MaskFile, model_card
 from barber.families import family_of
 from barber.models import ModelSource, skeleton
 from barber.patterns import Pattern
 from barber.plots import plot_block_errors, plot_losses
+from barber.precision import Precision
 from barber.pruners import Pruner
+from barber.ranks import Ranks, joined, local_device
 from barber.rebuild import Barber
 from barber.record import RunRecord
-from barber.stages import PrunedStage
 from barber.tensors import Tensor
 from barber.texts import TokenFile
+from barber.timing import Stopwatch
 from barber.tracking import Tracker, Tracking
-from barber.walk import BlockResult, Stopwatch
+from barber.walk import BlockResult, Schedule
+from barber.weights import Stage, Weights
 
 log = logging.getLogger("barber")
 
@@ -47,6 +54,11 @@ class Experiment:
         name: what people call it.
         device: `auto`, `cpu`, `cuda` or `cuda:INDEX`.
         batch_size: samples that go through a layer together; None: as many as fit comfortably.
+        precision: of the walk's matrix products.
+        schedule: `paper`, or `interleaved`: initial masks on the inputs that the rebuilding has.
+        engine: what is kept where.
+        resume: `auto`: a run that exports or streams keeps its finished layers until it is done, and goes on with those
+            of the same run that was interrupted; `never`: it does neither.
         seed: of everything random that has no seed of its own.
     """
 
@@ -62,6 +74,10 @@ class Experiment:
     seed: int = 0
     device: str = "auto"
     batch_size: int | None = None
+    precision: Precision = field(default_factory=Precision)
+    schedule: Schedule = "paper"
+    engine: Engine = field(default_factory=Engine)
+    resume: Literal["auto", "never"] = "auto"
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -74,8 +90,9 @@ class Inputs:
 
     device: torch.device
     tokenizer: PreTrainedTokenizerBase | None
-    calibration: CalibrationSet | None
-    evaluation: Prepared | None
+    streams: bool = False
+    calibration: CalibrationSet | None = None
+    evaluation: Prepared | None = None
 
 
 def run(experiment: Experiment, config: dict[str, Any], overrides: list[str], folder: Path) -> RunRecord:
@@ -90,19 +107,29 @@ def run(experiment: Experiment, config: dict[str, Any], overrides: list[str], fo
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = RunRecord(config, overrides)
-    record.write(folder)
-    tracking = Tracking(experiment.tracker)
-    try:
-        _Run(experiment, record, tracking, folder).carry_out()
-        record.finish("success", folder)
-    except BaseException as error:
-        record.error = str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}"
-        record.traceback = traceback.format_exc()
-        record.finish("failed", folder)
-        raise
-    finally:
-        tracking.finish(record)
+    with joined() as ranks:
+        if not ranks.leads:
+            _Run(experiment, record, Tracking(None), folder, ranks).help_along()
+            return record
+        record.write(folder)
+        tracking = Tracking(experiment.tracker)
+        run_ = _Run(experiment, record, tracking, folder, ranks)
+        try:
+            run_.carry_out()
+            record.finish("success", folder)
+        except BaseException as error:
+            record.error = str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}"
+            record.traceback = traceback.format_exc()
+            record.finish("failed", folder)
+            raise
+        finally:
+            run_.clean_up()
+            tracking.finish(record)
     return record
+
+
+# Settings that finished layers do not depend on.
+_NOT_OF_THE_LAYERS = ("name", "tracker", "evals", "export", "resume")
 
 
 @dataclass
@@ -111,6 +138,9 @@ class _Run:
     record: RunRecord
     tracking: Tracking
     folder: Path
+    ranks: Ranks
+    checkpoint: Checkpoint | None = None
+    lock: IO[str] | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def carry_out(self) -> None:
@@ -119,23 +149,66 @@ class _Run:
         _seed_everything(experiment.seed)
         with self.stopwatch("prepare"):
             inputs = self._prepare()
+            if experiment.evals is not None:
+                inputs.evaluation = self._prepare_evaluation(experiment.evals, inputs)
+            checkpoint = self.checkpoint = self._begin(inputs)
         self.tracking.start(experiment.name, record.config, self.folder)
-        with self.stopwatch("load"), within("model"):
-            model = experiment.model.load()
+        model, weights = self._open(inputs, checkpoint)
         log.info("Loaded %s: %s parameters, %s.", experiment.model, f"{model.num_parameters():,}", model.dtype)
-        self._evaluate("dense", model, inputs)
+        self._evaluate("dense", model, weights, inputs)
         if experiment.pruner is not None:
-            stage, masks = self._prune(model, inputs)
-            if experiment.rebuild is None:
-                self._evaluate("pruned", model, inputs)
-            else:
-                if stage is not None:
-                    with stage.in_place(model):
-                        self._evaluate("pruned", model, inputs)
-                self._evaluate("rebuilt", model, inputs)
-            self._export(model, inputs, masks)
+            masks = self._prune(model, weights, inputs, checkpoint)
+            if experiment.rebuild is not None:
+                self._evaluate("pruned", model, weights, inputs)
+            self._evaluate("rebuilt" if experiment.rebuild else "pruned", model, weights, inputs)
+            self._export(weights, inputs, masks)
         self._plot_block_errors()
+        if checkpoint is not None:
+            checkpoint.remove()
+            self.checkpoint = None
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
+
+    def clean_up(self) -> None:
+        """Remove what nobody can use any more, and let others have the run folder."""
+        if self.checkpoint is not None and not self.checkpoint.num_finished:
+            self.checkpoint.remove()
+        if self.lock is not None:
+            self.lock.close()
+        shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
+
+    def help_along(self) -> None:
+        """Walk with this process's share of the samples; all else is done by the process that leads."""
+        _seed_everything(self.experiment.seed)
+        inputs = self._prepare()
+        checkpoint = self._begin(inputs)
+        model, weights = self._open(inputs, checkpoint)
+        if self.experiment.pruner is not None:
+            self._prune(model, weights, inputs, checkpoint)
+
+    def _open(self, inputs: Inputs, checkpoint: Checkpoint | None) -> tuple[PreTrainedModel, Weights]:
+        experiment = self.experiment
+        with self.stopwatch("load"), within("model"):
+            return experiment.engine.open(experiment.model, inputs.streams, checkpoint, self.folder)
+
+    def _begin(self, inputs: Inputs) -> Checkpoint | None:
+        """Where finished layers go; those of an interrupted run with the same settings are there already."""
+        experiment, calibration = self.experiment, inputs.calibration
+        keeps = inputs.streams or (experiment.export is not None and experiment.resume == "auto")
+        if calibration is None or not keeps:
+            return None
+        if self.ranks.leads:
+            facts = {key: value for key, value in self.record.config.items() if key not in _NOT_OF_THE_LAYERS}
+            versions = {name: self.record.versions[name] for name in ("torch", "transformers")}
+            facts |= {"calibration_digest": calibration.digest, "processes": self.ranks.size, "version": versions}
+            self.lock, source = begin(self.folder, facts, may_resume=experiment.resume == "auto")
+        folder = self.ranks.told(self.folder)
+        num_layers = len(Decoder(skeleton(experiment.model.config())).layers)
+        checkpoint = Checkpoint(folder / FOLDER, num_layers, self.ranks)
+        if self.ranks.leads and source is not None:
+            finished = checkpoint.num_finished
+            log.info("Going on with the interrupted run in %s: %d of %d layers are done.", source, finished, num_layers)
+            self.record.resumed = {"from": str(source), "layers": finished}
+        return checkpoint
 
     def _prepare(self) -> Inputs:
         """Check all there is to check and read what is cheap: config, tokenizer, texts."""
@@ -143,9 +216,11 @@ class _Run:
         check_methods(experiment.pattern, experiment.pruner, experiment.rebuild)
         if experiment.tracker is not None:
             experiment.tracker.check()
-        if experiment.export is not None:
+        if experiment.export is not None and self.ranks.leads:
             experiment.export.check(self.folder)
-        device = resolve_device(experiment.device)
+        device = local_device(resolve_device(experiment.device))
+        with within("precision"):
+            experiment.precision.check(device)
         with within("model"):
             config = experiment.model.config()
         family_of(config)  # before transformers builds the model: of others it has warnings and errors of its own
@@ -156,26 +231,31 @@ class _Run:
         if device.type == "cuda":
             record.machine["gpu"] = torch.cuda.get_device_name(device)
         record.seeds = {"run": experiment.seed}
-        inputs = Inputs(device, tokenizer, None, None)
+        with within("model"):
+            inputs = Inputs(device, tokenizer, experiment.engine.streams(experiment.model))
         if experiment.pruner is not None:
             with within("calibration"):
                 inputs.calibration = experiment.calibration.sample(tokenizer)
             from_file = isinstance(experiment.calibration, TokenSamples)
             keys = ("calibration.path",) if from_file else ("calibration", "calibration.seqlen")
             check_tokens(inputs.calibration.tokens_NL, config, *keys)
-            if experiment.calibration.save is not None:
+            if experiment.calibration.save is not None and self.ranks.leads:
                 with within("calibration"):
                     save_samples(inputs.calibration, Path(experiment.calibration.save))
             self._note_calibration(inputs.calibration)
-        if experiment.evals is not None:
-            with within("evals"):
-                inputs.evaluation = experiment.evals.prepare(tokenizer, self.folder / "tasks")
-            for name, windows in inputs.evaluation.windows.items():
-                key = f"evals.texts.{name}" + (".path" if isinstance(experiment.evals.texts[name], TokenFile) else "")
-                check_tokens(windows.tokens_NL, config, key, "evals.seqlen")
-                num, seqlen = windows.tokens_NL.shape
-                log.info("Evaluation on %s: %d windows of %d tokens from %s.", name, num, seqlen, windows.source)
         return inputs
+
+    def _prepare_evaluation(self, evals: Evaluation, inputs: Inputs) -> Prepared:
+        """Read the texts and the tasks' data."""
+        with within("evals"):
+            prepared = evals.prepare(inputs.tokenizer, self.folder / "tasks")
+        config = self.experiment.model.config()
+        for name, windows in prepared.windows.items():
+            key = f"evals.texts.{name}" + (".path" if isinstance(evals.texts[name], TokenFile) else "")
+            check_tokens(windows.tokens_NL, config, key, "evals.seqlen")
+            num, seqlen = windows.tokens_NL.shape
+            log.info("Evaluation on %s: %d windows of %d tokens from %s.", name, num, seqlen, windows.source)
+        return prepared
 
     def _note_calibration(self, calibration: CalibrationSet) -> None:
         samples, seqlen = calibration.tokens_NL.shape
@@ -188,57 +268,72 @@ class _Run:
         }
         log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)
 
-    def _evaluate(self, stage: Stage, model: PreTrainedModel, inputs: Inputs) -> None:
+    def _evaluate(self, stage: Stage, model: PreTrainedModel, weights: Weights, inputs: Inputs) -> None:
         """Measure a stage of the model, where the experiment asks for it."""
         if inputs.evaluation is None:
             return
-        with self.stopwatch(f"evaluate {stage}"), display.progress() as progress:
+        with self.stopwatch(f"evaluate {stage}"), display.progress() as progress, weights.showing(stage):
 
             def watch(what: str, steps: int) -> Callable[[int], None]:
                 task = progress.add_task(what, total=steps)
                 return lambda done: progress.advance(task, done)
 
-            results = inputs.evaluation.measure(stage, model, inputs.device, watch)
+            results = inputs.evaluation.measure(
+                stage,
+                model,
+                inputs.device,
+                watch,
+                weights=weights,
+                activations=self.experiment.engine.activations,
+                scratch=self.folder,
+            )
         if results:
             self.record.results[stage] = results
             self.record.write(self.folder)
             for line in display.findings(stage, results):
                 log.info(line)
 
-    def _prune(self, model: PreTrainedModel, inputs: Inputs) -> tuple[PrunedStage | None, dict[str, Tensor]]:
-        """Walk the decoder layers; returns the pruned stage if it is to be measured, and the masks to be exported."""
+    def _prune(
+        self, model: PreTrainedModel, weights: Weights, inputs: Inputs, checkpoint: Checkpoint | None
+    ) -> dict[str, Tensor]:
+        """Walk the decoder layers; returns the masks, if they are to be exported."""
         experiment, record, calibration = self.experiment, self.record, inputs.calibration
         assert experiment.pruner is not None and calibration is not None
         seqlen = calibration.tokens_NL.shape[1]
         batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
-        record.machine["batch_size"] = batch_size
+        record.machine |= {"batch_size": batch_size, "processes": self.ranks.size}
+        record.machine["precision"] = [arithmetic.kind for arithmetic in experiment.precision.on(inputs.device)]
         compares = (
             experiment.rebuild is not None and inputs.evaluation is not None and inputs.evaluation.reports("pruned")
         )
-        stage = PrunedStage() if compares else None
         masks: dict[str, Tensor] = {}
         num_layers = len(Decoder(model).layers)
         blocks: list[BlockReport] = []
+        # The other processes of the run have no lines to write and nobody who watches.
+        path = self.folder / "layers.jsonl" if self.ranks.leads else Path(os.devnull)
         with (
             self.stopwatch("walk"),
-            display.progress() as progress,
-            (self.folder / "layers.jsonl").open("w", encoding="utf-8") as lines,
+            display.progress(visible=self.ranks.leads) as progress,
+            path.open("w", encoding="utf-8") as lines,
         ):
             task = progress.add_task("Pruning, block by block", total=2 * num_layers)
 
-            def on_block(block: BlockReport, result: BlockResult) -> None:
+            def on_block(block: BlockReport, result: BlockResult | None) -> None:
                 blocks.append(block)
                 lines.write(json.dumps(asdict(block)) + "\n")
                 lines.flush()
-                log.info(display.describe(block, num_layers))
+                if result is not None:
+                    log.info(display.describe(block, num_layers))
                 self.tracking.block(len(blocks), block)
-                for linear in result.linears:
-                    if stage is not None:
-                        stage.collect(linear)
-                    if isinstance(experiment.export, MaskFile):
-                        experiment.export.collect(masks, linear)
                 progress.advance(task)
 
+            def on_layer(index: int, differences: dict[str, Difference]) -> None:
+                if compares:
+                    weights.note(index, differences)
+                if isinstance(experiment.export, MaskFile):
+                    experiment.export.collect(masks, differences)
+
+            weights.restore()
             report = prune(
                 model,
                 calibration.tokens_NL,
@@ -247,10 +342,18 @@ class _Run:
                 rebuild=experiment.rebuild,
                 device=inputs.device,
                 batch_size=batch_size,
+                precision=experiment.precision,
+                schedule=experiment.schedule,
+                activations=experiment.engine.activations,
+                scratch=self.folder,
+                weights=weights,
+                checkpoint=checkpoint,
                 on_block=on_block,
+                on_layer=on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
-        self._note(report)
-        return stage, masks
+        if self.ranks.leads:
+            self._note(report)
+        return masks
 
     def _note(self, report: Report) -> None:
         self.record.walk_seconds = report.seconds
@@ -276,7 +379,7 @@ class _Run:
             plot_block_errors(errors, self.experiment.name, self.folder / "block_errors.png")
             self.record.files["blocks"] = "block_errors.png"
 
-    def _export(self, model: PreTrainedModel, inputs: Inputs, masks: dict[str, Tensor]) -> None:
+    def _export(self, weights: Weights, inputs: Inputs, masks: dict[str, Tensor]) -> None:
         export, record, folder = self.experiment.export, self.record, self.folder
         if export is None or record.sparsity is None:
             return
@@ -291,7 +394,7 @@ class _Run:
                 sparsity=record.sparsity,
                 config_yaml=yaml.safe_dump(record.config, sort_keys=False),
             )
-            record.files["model"] = export.save(model, inputs.tokenizer, card, folder).name
+            record.files["model"] = export.save(weights, inputs.tokenizer, card, folder).name
 
 
 def _seed_everything(seed: int) -> None:

@@ -1,7 +1,8 @@
 """What a pass over the calibration set leaves behind: sums over samples, accumulated in place, batch by batch.
 
 Every statistic is a mean over samples of a per-sample quantity, so the batch size changes nothing but the order of
-float32 additions. Inputs are (B, L, I), output gradients (B, L, O), float32.
+float32 additions, and so does the number of processes that share the samples. Inputs are (B, L, I), output gradients
+(B, L, O); whatever their dtype, sums are float32 or better.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from barber.products import add_squared_gradients
+from barber.ranks import ALONE, Ranks
 from barber.tensors import Tensor
 
 
@@ -23,8 +26,8 @@ class InputStatistic(Protocol):
         """Take in the inputs of any number of tokens."""
         ...
 
-    def value(self) -> Tensor:
-        """The mean over samples."""
+    def value(self, ranks: Ranks = ALONE) -> Tensor:
+        """The mean over the samples of all processes."""
         ...
 
 
@@ -37,11 +40,11 @@ class SecondMoment:
 
     def add(self, x_TI: Tensor) -> None:
         # In float64, so that the result does not depend on how the samples were batched.
-        self._sum_I = self._sum_I + x_TI.square().sum(dim=0, dtype=torch.float64)
+        self._sum_I = self._sum_I + x_TI.float().square().sum(dim=0, dtype=torch.float64)
 
-    def value(self) -> Tensor:
+    def value(self, ranks: Ranks = ALONE) -> Tensor:
         assert isinstance(self._sum_I, Tensor)
-        return (self._sum_I / self._num_samples).float()
+        return (ranks.add_up(self._sum_I) / self._num_samples).float()
 
 
 class Hessian:
@@ -52,61 +55,76 @@ class Hessian:
         self._sum_II: Tensor | None = None
 
     def add(self, x_TI: Tensor) -> None:
+        x_TI = x_TI.float()
         if self._sum_II is None:
             self._sum_II = x_TI.new_zeros(x_TI.shape[1], x_TI.shape[1])
-        self._sum_II.addmm_(x_TI.T, x_TI)
+        with torch.autocast(x_TI.device.type, enabled=False):
+            self._sum_II.addmm_(x_TI.T, x_TI)
 
-    def value(self) -> Tensor:
+    def value(self, ranks: Ranks = ALONE) -> Tensor:
         assert self._sum_II is not None
-        return self._sum_II * (2 / self._num_samples)
+        return ranks.add_up(self._sum_II) * (2 / self._num_samples)
 
 
 class MeanSquaredGradient:
     """v = mean over samples of G^2, with G the gradient of one sample's loss by the weight: (O, I), float32.
 
-    G = gradient^T x, summed over the tokens of one sample; it is squared before samples are added up, so samples are
-    multiplied out one at a time into the same buffer, which also keeps it in the cache.
+    G = gradient^T x, summed over the tokens of one sample, and squared before samples are added up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
         self._sum_OI: Tensor | None = None
-        self._buffer_OI: Tensor | None = None
-        self._num_samples = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been added."""
+        return self._sum_OI is None
 
     def add(self, x_BLI: Tensor, gradient_BLO: Tensor) -> None:
-        if self._sum_OI is None or self._buffer_OI is None:
-            self._sum_OI = x_BLI.new_zeros(gradient_BLO.shape[-1], x_BLI.shape[-1])
-            self._buffer_OI = torch.empty_like(self._sum_OI)
-        for x_LI, gradient_LO in zip(x_BLI, gradient_BLO, strict=True):
-            torch.mm(gradient_LO.T, x_LI, out=self._buffer_OI)
-            self._sum_OI.addcmul_(self._buffer_OI, self._buffer_OI)
-        self._num_samples += len(x_BLI)
+        """Take in a batch of samples, the inputs of a linear and the gradients by its outputs."""
+        if self._sum_OI is None:
+            shape = (gradient_BLO.shape[-1], x_BLI.shape[-1])
+            self._sum_OI = torch.zeros(shape, dtype=torch.float32, device=x_BLI.device)
+        add_squared_gradients(self._sum_OI, x_BLI, gradient_BLO)
 
-    def value(self) -> Tensor:
+    def value(self, ranks: Ranks = ALONE) -> Tensor:
+        """The mean over the samples of all processes."""
         assert self._sum_OI is not None
-        return self._sum_OI / self._num_samples
+        return ranks.add_up(self._sum_OI) / self._num_samples
+
+
+class AllFed(Exception):  # noqa: N818 (it is no error)
+    """Every linear has been given its input: what the model would do from here on is not needed."""
 
 
 @contextmanager
 def observing_inputs(
-    linears: Mapping[str, nn.Module], statistic: Callable[[], InputStatistic]
+    linears: Mapping[str, nn.Module], statistic: Callable[[], InputStatistic], stop: bool = False
 ) -> Iterator[dict[str, InputStatistic]]:
     """Collect a statistic of every linear's inputs while the model runs inside this context.
 
     Linears that are fed the very same tensor (q, k and v; gate and up) share one statistic: it is computed once.
+    With `stop` the model is interrupted by `AllFed` as soon as nothing is left to see.
     """
     statistics: dict[str, InputStatistic] = {}
     last: tuple[Tensor, InputStatistic] | None = None
+    fed: set[str] = set()
 
     def observe(name: str, x: Tensor) -> None:
         nonlocal last
         if last is not None and last[0] is x:
             statistics.setdefault(name, last[1])
-            return
-        if name not in statistics:
-            statistics[name] = statistic()
-        statistics[name].add(x.flatten(0, -2))
-        last = (x, statistics[name])
+        else:
+            if name not in statistics:
+                statistics[name] = statistic()
+            statistics[name].add(x.detach().flatten(0, -2))
+            last = (x, statistics[name])
+        fed.add(name)
+        if len(fed) == len(linears):
+            fed.clear()
+            if stop:
+                raise AllFed
 
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))

@@ -6,32 +6,48 @@ So the dense weights of one layer at a time are held beside the model, and a fin
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from barber.blocks import Block, Call, Layer
+from barber.activations import Activations, Shelf
+from barber.blocks import Block, Call, Layer, Linear
 from barber.decoder import Decoder, LayerInputs
 from barber.errors import NumericsError
+from barber.memory import keep_freed_memory
+from barber.numerics import FiniteChecks
 from barber.patterns import Pattern
+from barber.precision import Arithmetic, Precision
 from barber.pruners import Pruned, Pruner
+from barber.ranks import Ranks
 from barber.rebuild import Barber
-from barber.statistics import InputStatistic, MeanSquaredGradient, observing_inputs, observing_outputs
-from barber.tensors import Tensor, batches
+from barber.statistics import AllFed, InputStatistic, MeanSquaredGradient, observing_inputs, observing_outputs
+from barber.tensors import Tensor, batches, converted
+from barber.timing import Stopwatch
+from barber.weights import InMemory, Weights
+
+Schedule = Literal["paper", "interleaved"]
+
+_INITIAL_LOSS = "the loss with the initial mask"
 
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What became of one linear: as the pruner left it, and as it is in the model now (float32)."""
+    """What became of one linear: as the pruner left it, and as it is in the model now (float32).
+
+    Args:
+        zeros: exact zeros of the weight as it is stored.
+    """
 
     name: str
     initial: Pruned
     final: Pruned
+    zeros: int
     num_exchanged: int = 0
 
 
@@ -58,38 +74,17 @@ class BlockResult:
 
 
 @dataclass
-class Stopwatch:
-    """Seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-
-@dataclass
 class Stream:
-    """The activations of all samples on their way through the layers."""
+    """The activations of this process's samples on their way through the layers."""
 
     inputs: LayerInputs
-    hidden_NLD: Tensor
+    hidden: Activations
     batch_size: int
 
     def calls(self, layer: int) -> Iterator[tuple[slice, Call]]:
         """The layer's call for every batch of samples."""
-        for batch in batches(len(self.hidden_NLD), self.batch_size):
-            yield batch, self.inputs.call(layer, self.hidden_NLD[batch])
-
-    def advance(self, index: int, layer: Layer) -> None:
-        """Replace the layer's inputs by its outputs."""
-        for batch, call in self.calls(index):
-            self.hidden_NLD[batch] = layer.run(call)
-        require_finite({f"{layer.name}: its output": self.hidden_NLD})
+        for batch in batches(self.hidden.shape[0], self.batch_size):
+            yield batch, self.inputs.call(layer, self.hidden[batch])
 
 
 @dataclass
@@ -99,31 +94,44 @@ class LayerWork:
     Args:
         dense_OI: the linears' dense weights.
         initial: the linears as the pruner left them.
-        done: the outputs of the blocks that are rebuilt already, batch by batch.
+        final: the weights that they are left with.
+        outputs: room for the outputs of its blocks; those of the first `rebuilt` blocks are there, with the rebuilt
+            masks.
     """
 
     index: int
     layer: Layer
     dense_OI: dict[str, Tensor]
+    outputs: list[Activations]
     initial: dict[str, Pruned] = field(default_factory=dict)
-    done: list[list[Tensor]] = field(default_factory=list)
+    final: dict[str, Tensor] = field(default_factory=dict)
+    rebuilt: int = 0
+
+    def done(self, batch: slice) -> list[Tensor]:
+        """The outputs of the blocks that are rebuilt already."""
+        return [outputs[batch] for outputs in self.outputs[: self.rebuilt]]
 
 
 @dataclass
 class Comparison:
-    """A block run with dense and with initially pruned weights on the same inputs, batch by batch.
+    """What running a block with dense and with initially pruned weights on the same inputs has given.
 
     Args:
-        calls: the block's calls.
-        targets: its outputs with dense weights.
-        loss_N: every sample's loss of the initial masks.
+        loss_N: every sample's loss of the initial masks, batch by batch.
         gradient_OI: mean over samples of the squared gradient of that loss at the dense weights.
     """
 
-    calls: list[Call] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
+    squared: dict[str, MeanSquaredGradient]
     loss_N: list[Tensor] = field(default_factory=list)
     gradient_OI: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Exchanged:
+    """The linears of a block with their rebuilt masks, and the pairs that each exchanged: (), int64."""
+
+    final: dict[str, Pruned]
+    num_exchanged: dict[str, Tensor]
 
 
 @dataclass
@@ -132,12 +140,21 @@ class Walk:
 
     Args:
         model: a causal language model of a supported family, in evaluation mode.
-        tokens_NL: calibration token ids, int64.
+        tokens_NL: calibration token ids, int64, of all processes.
         pattern: what the masks look like.
         pruner: the method of the initial masks.
         rebuild: the rebuilding of the masks, or None to leave the initial ones.
-        device: where the layers are computed, one at a time and in float32.
+        device: where the layers are computed, one at a time.
         batch_size: samples that go through a layer together.
+        weights: where the layers' weights come from and go to; None: they are the model's own.
+        precision: of the matrix products.
+        shelf: where activations wait; None: on the device.
+        schedule: `paper`: the initial mask is computed on a stream of its own, through pruned layers. `interleaved`:
+            on the inputs that the rebuilding has, block by block; the dense pass serves both then.
+        keep_graphs: for `interleaved`, keep the dense passes of all samples until the mask is known, instead of
+            running them again.
+        begin: the layer to begin with, the ones before it being finished.
+        restore: fills the streams, by name, where `begin` is not 0.
     """
 
     model: PreTrainedModel
@@ -147,7 +164,22 @@ class Walk:
     rebuild: Barber | None
     device: torch.device
     batch_size: int
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    weights: Weights | None = None
+    precision: Precision = field(default_factory=Precision)
+    shelf: Shelf | None = None
+    schedule: Schedule = "paper"
+    keep_graphs: bool = True
+    begin: int = 0
+    restore: Callable[[dict[str, Activations]], None] | None = None
+    streams: dict[str, Activations] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.ranks = Ranks.present()
+        self.stopwatch = Stopwatch(self.device)
+        self._forward, self._gradient = self.precision.on(self.device)
+        self._checks = FiniteChecks(self.ranks)
+        # One stream is enough where the initial mask needs no inputs, and where it may have those of the rebuilding.
+        self._one_stream = self.schedule == "interleaved" and self.rebuild is not None
 
     def __iter__(self) -> Iterator[BlockResult]:
         """Prune and rebuild layer by layer; give the results of a layer's blocks when the layer is done.
@@ -155,175 +187,308 @@ class Walk:
         Raises:
             NumericsError: NaN or infinite weights, activations, losses or scores; the layer is left as it was.
         """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         decoder = Decoder(self.model)
-        with self.stopwatch("embed"):
-            inputs = decoder.inputs(self.tokens_NL, self.batch_size, self.device)
-            pruned = rebuilt = Stream(inputs, inputs.hidden_NLD, self.batch_size)
-            if self.rebuild is not None and self.pruner.statistic is not None:
-                rebuilt = Stream(inputs, inputs.hidden_NLD.clone(), self.batch_size)
+        weights = self.weights or InMemory(self.model)
+        tokens_NL = self.tokens_NL[self.ranks.share(len(self.tokens_NL))]
+        shelf = self.shelf or Shelf("device", self.device, self._forward.dtype)
+        with self.stopwatch("capture"):
+            inputs = decoder.inputs(tokens_NL, self.batch_size, shelf)
+            pruned = rebuilt = Stream(inputs, inputs.hidden, self.batch_size)
+            outputs: list[Activations] = []
+            if self.rebuild is not None:
+                outputs = [shelf.empty(*inputs.hidden.shape) for _ in decoder.layers[0].blocks]
+                if self.pruner.statistic is not None and not self._one_stream:
+                    rebuilt = Stream(inputs, shelf.empty(*inputs.hidden.shape), self.batch_size)
+                    for batch in batches(len(tokens_NL), self.batch_size):
+                        rebuilt.hidden[batch] = pruned.hidden[batch]
+            self.streams = {"pruned": pruned.hidden, "rebuilt": rebuilt.hidden}
+            if self.begin and self.restore is not None:
+                self.restore(self.streams)
         for index, layer in enumerate(decoder.layers):
+            if index < self.begin:
+                continue
+            stored = {linear.name: linear.module.weight.dtype for linear in layer.linears}
             # Out of inference mode, which the caller may be in: no gradient can be had there.
-            with layer.at_work(self.device), torch.inference_mode(False), torch.no_grad():
-                results = list(self._layer(index, layer, pruned, rebuilt))
+            with weights.at_work(index, self.device), torch.inference_mode(False), torch.no_grad():
+                dense_OI = {linear.name: linear.weight_OI for linear in layer.linears}
+                work = LayerWork(index, layer, dense_OI, outputs)
+                results = list(self._layer(work, pruned, rebuilt, stored))
             yield from results
+        weights.finish()
 
-    def _layer(self, index: int, layer: Layer, pruned: Stream, rebuilt: Stream) -> Iterator[BlockResult]:
+    def _layer(
+        self, work: LayerWork, pruned: Stream, rebuilt: Stream, stored: dict[str, torch.dtype]
+    ) -> Iterator[BlockResult]:
         start = time.perf_counter()
-        work = LayerWork(index, layer, {linear.name: linear.weight_OI for linear in layer.linears})
-        require_finite({f"{name}: the weight": weight_OI for name, weight_OI in work.dense_OI.items()})
-        self._prune(work, pruned)
-        for block in layer.blocks:
+        self._checks.order({f"{name}: the weight": weight_OI for name, weight_OI in work.dense_OI.items()})
+        if self.pruner.statistic is None or not self._one_stream:
+            self._prune_layer(work, pruned)
+        for block in work.layer.blocks:
             if self.rebuild is None:
-                pairs = [(linear.name, work.initial[linear.name]) for linear in block.linears]
-                linears = [LinearResult(name, initial, initial) for name, initial in pairs]
-                yield BlockResult(index, block.name, linears, time.perf_counter() - start)
+                exchanged = Exchanged({linear.name: work.initial[linear.name] for linear in block.linears}, {})
+                losses: list[Tensor] = []
             else:
-                linears, loss_before, loss_after = self._rebuild(work, block, self.rebuild, rebuilt)
-                seconds = time.perf_counter() - start
-                yield BlockResult(index, block.name, linears, seconds, loss_before, loss_after)
+                exchanged, losses = self._rebuild(work, block, self.rebuild, rebuilt)
+            yield self._look(work, block, rebuilt, exchanged, losses, stored, start)
             start = time.perf_counter()
         if self.rebuild is not None:
-            with self.stopwatch("propagate"):
-                for (batch, call), *outputs in zip(rebuilt.calls(index), *work.done, strict=True):
-                    rebuilt.hidden_NLD[batch] = layer.finish(call, outputs)
-                require_finite({f"{layer.name}: its output": rebuilt.hidden_NLD})
+            with self.stopwatch("propagate"), self._forward():
+                for batch, call in rebuilt.calls(work.index):
+                    hidden_BLD = work.layer.finish(call, work.done(batch))
+                    self._checks.order({f"{work.layer.name}: its output": hidden_BLD})
+                    rebuilt.hidden[batch] = hidden_BLD
+            self._checks.require()
+        # As they are stored: not in the precision of the last pass.
+        for linear in work.layer.linears:
+            linear.assign(work.final.get(linear.name, work.initial[linear.name].weight_OI))
 
-    def _prune(self, work: LayerWork, stream: Stream) -> None:
+    def _look(
+        self,
+        work: LayerWork,
+        block: Block,
+        stream: Stream,
+        exchanged: Exchanged,
+        losses: list[Tensor],
+        stored: dict[str, torch.dtype],
+        start: float,
+    ) -> BlockResult:
+        """Wait for the device: the one time in a block that its figures and checks are looked at."""
+        names = [linear.name for linear in block.linears]
+        final = exchanged.final
+        zeros = [(final[name].weight_OI.to(stored[name]) == 0).sum() for name in names]
+        counts = [exchanged.num_exchanged[name] for name in names] if exchanged.num_exchanged else []
+        figures = torch.stack([figure.double() for figure in [*losses, *zeros, *counts]]).tolist()
+        if (failed := self._checks.first_failed()) is not None:
+            culprit = self._overflowing(work, block, stream) if failed.endswith(_INITIAL_LOSS) else None
+            raise NumericsError(f"{f'{culprit}: its input or output' if culprit else failed} is NaN or infinite")
+        loss_before, loss_after = figures[:2] if losses else (None, None)
+        figures = figures[len(losses) :]
+        linears = [
+            LinearResult(name, work.initial[name], final[name], int(figures[i]), int(figures[len(names) + i]))
+            if counts
+            else LinearResult(name, work.initial[name], final[name], int(figures[i]))
+            for i, name in enumerate(names)
+        ]
+        return BlockResult(work.index, block.name, linears, time.perf_counter() - start, loss_before, loss_after)
+
+    def _prune_layer(self, work: LayerWork, stream: Stream) -> None:
         """Give every linear of the layer its initial mask, and bring the stream to the next layer."""
-        linears = work.layer.linears
+        layer = work.layer
         statistics: dict[str, InputStatistic] = {}
         if self.pruner.statistic is not None:
-            modules = {linear.name: linear.module for linear in linears}
-            empty = partial(self.pruner.statistic, len(self.tokens_NL))
-            with self.stopwatch("statistics"), observing_inputs(modules, empty) as statistics:
+            self._assign(layer.linears, work.dense_OI, self._forward)
+            with self.stopwatch("statistics"), self._observing(layer.linears) as statistics, self._forward():
                 for _, call in stream.calls(work.index):
-                    work.layer.run(call)
-        with self.stopwatch("initial mask"):
+                    with suppress(AllFed):
+                        layer.run(call)
+        self._select(work, layer.linears, statistics)
+        is_last = work.index + 1 == len(stream.inputs.calls)
+        if self.pruner.statistic is not None and not is_last:
+            with self.stopwatch("propagate"), self._forward():
+                for batch, call in stream.calls(work.index):
+                    hidden_BLD = layer.run(call)
+                    self._checks.order({f"{layer.name}: its output": hidden_BLD})
+                    stream.hidden[batch] = hidden_BLD
+
+    def _select(self, work: LayerWork, linears: list[Linear], statistics: Mapping[str, InputStatistic]) -> None:
+        """Choose the initial masks of linears, given the statistics of their inputs."""
+        with self.stopwatch("select"):
             last: InputStatistic | None = None
             prepared: Any = None
             for linear in linears:
                 statistic = statistics.get(linear.name)
                 try:
                     if statistic is not None and statistic is not last:
-                        mean = statistic.value()
-                        require_finite({"its input": mean})
+                        mean = statistic.value(self.ranks)
+                        self._checks.order({f"{linear.name}: its input": mean})
                         last, prepared = statistic, self.pruner.prepare(mean)
-                    work.initial[linear.name] = self.pruner.prune(linear.weight_OI, prepared, self.pattern)
+                    weight_OI = work.dense_OI[linear.name]
+                    work.initial[linear.name] = self.pruner.prune(weight_OI, prepared, self.pattern)
                 except NumericsError as error:
+                    self._checks.require()  # what it comes from, if anything
                     raise NumericsError(f"{linear.name}: {error}") from error
-            require_finite({f"{name}: the pruned weight": pruned.weight_OI for name, pruned in work.initial.items()})
-            for linear in linears:
-                linear.assign(work.initial[linear.name].weight_OI)
-        if self.pruner.statistic is not None:
-            with self.stopwatch("propagate"):
-                stream.advance(work.index, work.layer)
+            pruned_OI = {linear.name: work.initial[linear.name].weight_OI for linear in linears}
+            self._checks.order({f"{name}: the pruned weight": weight_OI for name, weight_OI in pruned_OI.items()})
+            self._assign(linears, pruned_OI, self._forward)
 
     def _rebuild(
         self, work: LayerWork, block: Block, rebuild: Barber, stream: Stream
-    ) -> tuple[list[LinearResult], float, float]:
+    ) -> tuple[Exchanged, list[Tensor]]:
         """Rebuild the masks of the layer's next block.
 
-        Returns the results of its linears and its loss with the initial and with the rebuilt masks.
+        Returns the linears with their new masks, and the block's losses with the initial and the rebuilt masks.
         """
-        with self.stopwatch("gradients"):
-            compared = self._compare(work, block, stream, rebuild.metric.needs_gradient)
+        needs_inputs = self.pruner.statistic is not None and self._one_stream
+        compare = self._prune_and_compare if needs_inputs else self._compare
+        compared = compare(work, block, stream, rebuild.metric.needs_gradient)
         with self.stopwatch("exchange"):
-            results = self._exchange(work, block, rebuild, compared.gradient_OI)
-        with self.stopwatch("propagate"):
-            outputs = [block.run(call) for call in compared.calls]
-            loss_after_N = [
-                sample_losses(y, target, len(loss_B))
-                for y, target, loss_B in zip(outputs, compared.targets, compared.loss_N, strict=True)
-            ]
-        loss_before, loss_after = torch.cat(compared.loss_N).mean(), torch.cat(loss_after_N).mean()
-        require_finite({f"{work.layer.name}.{block.name}: the loss with the rebuilt mask": loss_after})
-        work.done.append(outputs)
-        return results, loss_before.item(), loss_after.item()
+            exchanged = self._exchange(work, block, rebuild, compared.gradient_OI)
+        loss_after_N = []
+        with self.stopwatch("propagate"), self._forward():
+            outputs = work.outputs[work.rebuilt]
+            for batch, call in stream.calls(work.index):
+                _, y = work.layer.run_block(work.rebuilt, call, work.done(batch))
+                loss_after_N.append(sample_losses(y, outputs[batch], batch.stop - batch.start))
+                outputs[batch] = y
+        work.rebuilt += 1
+        block_name = f"{work.layer.name}.{block.name}"
+        losses = [self._mean(compared.loss_N), self._mean(loss_after_N)]
+        self._checks.order({f"{block_name}: the loss with the rebuilt mask": losses[1]})
+        return exchanged, losses
 
     def _compare(self, work: LayerWork, block: Block, stream: Stream, with_gradient: bool) -> Comparison:
         """Run the block sparse and dense on the same inputs, and take the gradients of the difference.
 
         The gradient is taken at the dense weights, for one sample's loss at a time (arXiv 2408.10631, section 3.3).
         """
-        compared = Comparison()
-        squared = {linear.name: MeanSquaredGradient() for linear in block.linears}
+        compared = self._comparison(block)
+        initial_OI = {linear.name: work.initial[linear.name].weight_OI for linear in block.linears}
+        for batch, call in stream.calls(work.index):
+            with self.stopwatch("compare"):
+                self._assign(block.linears, initial_OI, self._forward)
+                with self._forward():
+                    block_call, y_sparse = work.layer.run_block(work.rebuilt, call, work.done(batch))
+                self._assign(block.linears, work.dense_OI, self._gradient)
+                with self._dense_pass(block, with_gradient) as observed:
+                    y_dense = block.run(self._suiting(block_call))
+            self._take_in(compared, work, batch, y_sparse, y_dense, observed, with_gradient)
+        return self._compared(compared, work, block)
+
+    def _prune_and_compare(self, work: LayerWork, block: Block, stream: Stream, with_gradient: bool) -> Comparison:
+        """The same for a block without an initial mask: the statistics for it come from the dense passes, too."""
+        compared = self._comparison(block)
+        kept: list[tuple[Call, Tensor, dict[str, tuple[Tensor, Tensor]]]] = []
+        self._assign(block.linears, work.dense_OI, self._gradient)
+        with self._observing(block.linears, stop=not self.keep_graphs) as statistics:
+            for batch, call in stream.calls(work.index):
+                with self.stopwatch("compare" if self.keep_graphs else "statistics"), suppress(AllFed):
+                    kept.append(self._run_dense(work, block, batch, call, with_gradient and self.keep_graphs))
+        self._select(work, block.linears, statistics)
+        initial_OI = {linear.name: work.initial[linear.name].weight_OI for linear in block.linears}
+        for batch, call in stream.calls(work.index):
+            with self.stopwatch("compare"):
+                if self.keep_graphs:
+                    block_call, y_dense, observed = kept.pop(0)
+                else:
+                    self._assign(block.linears, work.dense_OI, self._gradient)
+                    block_call, y_dense, observed = self._run_dense(work, block, batch, call, with_gradient)
+                self._assign(block.linears, initial_OI, self._forward)
+                with self._forward():
+                    y_sparse = block.run(block_call)
+            self._take_in(compared, work, batch, y_sparse, y_dense, observed, with_gradient)
+        return self._compared(compared, work, block)
+
+    def _run_dense(
+        self, work: LayerWork, block: Block, batch: slice, call: Call, with_gradient: bool
+    ) -> tuple[Call, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Run the layer as far as the block, whose weights are dense: the block's call, its output, its linears."""
+        with self._dense_pass(block, with_gradient) as observed:
+            done = [self._suiting(output) for output in work.done(batch)]
+            block_call, y_dense = work.layer.run_block(work.rebuilt, self._suiting(call), done)
+        return block_call, y_dense, observed
+
+    @contextmanager
+    def _dense_pass(self, block: Block, with_gradient: bool) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
         modules = {linear.name: linear.module for linear in block.linears}
-        for number, (_, call) in enumerate(stream.calls(work.index)):
-            for linear in block.linears:
-                linear.assign(work.initial[linear.name].weight_OI)
-            before = [outputs[number] for outputs in work.done]
-            block_call, y_sparse = work.layer.run_block(len(work.done), call, before)
-            for linear in block.linears:
-                linear.assign(work.dense_OI[linear.name])
-            num_samples = len(call.x)
-            with torch.set_grad_enabled(with_gradient), observing_outputs(modules) as observed:
-                y_dense = block.run(block_call)
-                loss_B = sample_losses(y_dense, y_sparse, num_samples)
+        with torch.set_grad_enabled(with_gradient), self._gradient(), observing_outputs(modules) as observed:
+            yield observed
+
+    def _suiting(self, value: Any) -> Any:
+        """A call or a tensor in the precision of gradients, if that is higher than that of forward passes."""
+        if self._gradient.dtype == self._forward.dtype or self._gradient.dtype != torch.float32:
+            return value
+        if isinstance(value, Call):
+            return Call(*(converted(part, self.device) for part in (value.x, value.args, value.kwargs)))
+        return converted(value, self.device)
+
+    def _take_in(
+        self,
+        compared: Comparison,
+        work: LayerWork,
+        batch: slice,
+        y_sparse: Tensor,
+        y_dense: Tensor,
+        observed: Mapping[str, tuple[Tensor, Tensor]],
+        with_gradient: bool,
+    ) -> None:
+        """Add a batch to a comparison, and put its dense outputs down."""
+        num_samples = batch.stop - batch.start
+        with self.stopwatch("compare"), torch.set_grad_enabled(with_gradient):
+            loss_B = sample_losses(y_dense, y_sparse, num_samples)
+            gradients: Sequence[Tensor] = ()
             if with_gradient:
                 outputs = [output for _, output in observed.values()]
-                gradients = torch.autograd.grad(loss_B, outputs, grad_outputs=torch.ones_like(loss_B))
-                for (name, (x, _)), gradient in zip(observed.items(), gradients, strict=True):
-                    squared[name].add(by_sample(x, num_samples), by_sample(gradient, num_samples))
-            compared.calls.append(block_call)
-            compared.targets.append(y_dense.detach())
-            compared.loss_N.append(loss_B.detach())
-        if with_gradient:
-            compared.gradient_OI = {name: statistic.value() for name, statistic in squared.items()}
-        if not torch.cat(compared.loss_N).isfinite().all():
-            if culprit := overflowing(block, compared.calls):
-                raise NumericsError(f"{culprit}: its input or output is NaN or infinite")
-            raise NumericsError(f"{work.layer.name}.{block.name}: the loss with the initial mask is NaN or infinite")
-        require_finite({f"{name}: the gradient": gradient_OI for name, gradient_OI in compared.gradient_OI.items()})
+                with self._gradient():
+                    gradients = torch.autograd.grad(loss_B, outputs, grad_outputs=torch.ones_like(loss_B))
+        with self.stopwatch("squared gradients"), self._gradient():
+            for (name, (x, _)), gradient in zip(observed.items(), gradients, strict=with_gradient):
+                x_BLI = by_sample(x.to(gradient.dtype), num_samples)
+                compared.squared[name].add(x_BLI, by_sample(gradient, num_samples))
+        compared.loss_N.append(loss_B.detach())
+        work.outputs[work.rebuilt][batch] = y_dense.detach()
+
+    def _comparison(self, block: Block) -> Comparison:
+        return Comparison({linear.name: MeanSquaredGradient(len(self.tokens_NL)) for linear in block.linears})
+
+    def _compared(self, compared: Comparison, work: LayerWork, block: Block) -> Comparison:
+        """The comparison, with all batches in it."""
+        block_name = f"{work.layer.name}.{block.name}"
+        self._checks.order({f"{block_name}: {_INITIAL_LOSS}": torch.cat(compared.loss_N)})
+        with self.stopwatch("squared gradients"):
+            for name, statistic in compared.squared.items():
+                if not statistic.is_empty:
+                    compared.gradient_OI[name] = statistic.value(self.ranks)
+        self._checks.order({f"{name}: the gradient": gradient for name, gradient in compared.gradient_OI.items()})
         return compared
 
-    def _exchange(
-        self, work: LayerWork, block: Block, rebuild: Barber, gradient_OI: Mapping[str, Tensor]
-    ) -> list[LinearResult]:
+    def _exchange(self, work: LayerWork, block: Block, rebuild: Barber, gradient_OI: Mapping[str, Tensor]) -> Exchanged:
         """Rebuild the masks of the block's linears and let them use the weights that the new masks leave."""
         names = [linear.name for linear in block.linears]
         weight_OI = {name: rebuild.weight(work.dense_OI[name], work.initial[name]) for name in names}
         score_OI = {name: rebuild.metric.score(weight_OI[name], gradient_OI.get(name)) for name in names}
-        require_finite({f"{name}: the score": score for name, score in score_OI.items()})
+        self._checks.order({f"{name}: the score": score for name, score in score_OI.items()})
         rebuilt = rebuild.exchange(score_OI, {name: work.initial[name].mask_OI for name in names}, self.pattern)
-        results = []
-        for linear in block.linears:
-            new = rebuilt[linear.name]
-            final = Pruned.masking(weight_OI[linear.name], new.mask_OI)
-            linear.assign(final.weight_OI)
-            results.append(LinearResult(linear.name, work.initial[linear.name], final, new.num_exchanged))
-        return results
+        final = {name: Pruned.masking(weight_OI[name], rebuilt[name].mask_OI) for name in names}
+        self._assign(block.linears, {name: pruned.weight_OI for name, pruned in final.items()}, self._forward)
+        work.final.update({name: pruned.weight_OI for name, pruned in final.items()})
+        return Exchanged(final, {name: rebuilt[name].num_exchanged for name in names})
 
+    def _overflowing(self, work: LayerWork, block: Block, stream: Stream) -> str | None:
+        """The first linear of a block whose input or output is NaN or infinite with the dense weights."""
+        self._assign(block.linears, work.dense_OI, self._gradient)
+        number = work.layer.blocks.index(block)
+        work.rebuilt = number
+        for batch, call in stream.calls(work.index):
+            _, _, observed = self._run_dense(work, block, batch, call, with_gradient=False)
+            for name, tensors in observed.items():
+                if not all(tensor.isfinite().all() for tensor in tensors):
+                    return name
+        return None
 
-def overflowing(block: Block, calls: list[Call]) -> str | None:
-    """The first linear of a block whose input or output is NaN or infinite, with the weights it has now."""
-    names = {linear.name: linear.module for linear in block.linears}
-    for call in calls:
-        with observing_outputs(names) as observed:
-            block.run(call)
-        for name, tensors in observed.items():
-            if not all(tensor.isfinite().all() for tensor in tensors):
-                return name
-    return None
+    def _observing(self, linears: list[Linear], stop: bool = True) -> AbstractContextManager[dict[str, InputStatistic]]:
+        """The statistic that the pruner needs of the linears' inputs; `stop` when nothing is left to see."""
+        assert self.pruner.statistic is not None
+        modules = {linear.name: linear.module for linear in linears}
+        return observing_inputs(modules, partial(self.pruner.statistic, len(self.tokens_NL)), stop)
+
+    def _mean(self, loss_N: list[Tensor]) -> Tensor:
+        """The mean over all samples of all processes: (), float64."""
+        return self.ranks.add_up(torch.cat(loss_N).double().sum()) / len(self.tokens_NL)
+
+    @staticmethod
+    def _assign(linears: list[Linear], weight_OI: Mapping[str, Tensor], arithmetic: Arithmetic) -> None:
+        for linear in linears:
+            linear.assign(weight_OI[linear.name], arithmetic.dtype)
 
 
 def sample_losses(y: Tensor, target: Tensor, num_samples: int) -> Tensor:
     """Mean over tokens and channels of the squared difference: (B,). Tokens may be flattened into samples."""
-    return (y - target).square().reshape(num_samples, -1).mean(dim=1)
+    difference_BLD = by_sample(y, num_samples).float() - by_sample(target, num_samples).float()
+    return difference_BLD.square().mean(dim=(1, 2))
 
 
 def by_sample(x: Tensor, num_samples: int) -> Tensor:
     """(B, L, channels) from that or from (B * L, channels)."""
     return x.reshape(num_samples, -1, x.shape[-1])
-
-
-def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Stop at the first tensor that holds NaN or infinity; `tensors` are named as the message should begin.
-
-    Raises:
-        NumericsError: naming the tensor.
-    """
-    # One transfer for all of them: on a GPU each would wait for the device.
-    finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist() if tensors else []
-    for name, fine in zip(tensors, finite, strict=True):
-        if not fine:
-            raise NumericsError(f"{name} is NaN or infinite")

@@ -1,7 +1,7 @@
 """What is measured of a model. One file a kind; `evaluation` puts them together."""
 
 from barber.evals.agreement import Agreement
-from barber.evals.evaluation import Evaluation, Prepared, Stage, evaluation
+from barber.evals.evaluation import Evaluation, Prepared, evaluation
 from barber.evals.sample import Sample
 from barber.evals.windows import WindowProtocol, Windows
 from barber.evals.zero_shot import ZeroShot
@@ -11,7 +11,6 @@ __all__ = [
     "Evaluation",
     "Prepared",
     "Sample",
-    "Stage",
     "WindowProtocol",
     "Windows",
     "ZeroShot",

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from barber.models import cache_folder
 from barber.tensors import Tensor
+from barber.weights import InMemory, Weights
 
 log = logging.getLogger("barber")
 
@@ -87,13 +88,13 @@ class DenseCache:
     facts: dict[str, Any]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, device: torch.device) -> "DenseCache":
+    def of(cls, model: PreTrainedModel, device: torch.device, weights: Weights | None = None) -> "DenseCache":
         """The cache for a model that is dense now; reads all its weights once."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         return cls(
             {
                 "format": _FORMAT,
-                "model": _digest(model),
+                "model": _digest(model, weights or InMemory(model)),
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "device": name,
@@ -108,11 +109,11 @@ class DenseCache:
         return Entry(cache_folder() / FOLDER / key[:32], facts)
 
 
-def _digest(model: PreTrainedModel) -> str:
+def _digest(model: PreTrainedModel, weights: Weights) -> str:
     """SHA-256 of the config, and of the names, dtypes, shapes and bytes of all weights."""
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
     found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in weights.state():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -1,14 +1,16 @@
 """Everything that is measured of a model, at every stage of a run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.activations import Place
 from barber.decoder import Decoder
 from barber.errors import UserError, within
 from barber.evals.agreement import Agreement, Divergence, Reference
@@ -22,10 +24,9 @@ from barber.evals.watch import Watch
 from barber.evals.windows import WindowProtocol, Windows
 from barber.evals.zero_shot import ZeroShot
 from barber.texts import Text
+from barber.weights import Stage, Weights
 
 log = logging.getLogger("barber")
-
-Stage = Literal["dense", "pruned", "rebuilt"]
 
 _TOKENS_OF_A_BATCH = 2048
 
@@ -104,19 +105,32 @@ class Prepared:
         """Whether a stage of the model is to be measured."""
         return stage in self.spec.stages
 
-    def measure(self, stage: Stage, model: PreTrainedModel, device: torch.device, watch: Watch) -> dict[str, Any]:
+    def measure(
+        self,
+        stage: Stage,
+        model: PreTrainedModel,
+        device: torch.device,
+        watch: Watch,
+        weights: Weights | None = None,
+        activations: Place = "auto",
+        scratch: Path | None = None,
+    ) -> dict[str, Any]:
         """Measure a stage of the model: results by kind, and then by text.
+
+        Layers' weights come from `weights` (None: the model's own); layer by layer, the windows wait in `activations`.
 
         The dense model is looked at also where only others are compared with it; its results are empty then.
         """
         compares = stage == "dense" and self.spec.agreement is not None
         if not (self.reports(stage) or compares):
             return {}
-        by_layer = goes_by_layer(self.spec.placement, model, device)
-        cache = DenseCache.of(model, device) if stage == "dense" and self.spec.cache else None
+        by_layer = goes_by_layer(self.spec.placement, model, device, weights)
+        cache = DenseCache.of(model, device, weights) if stage == "dense" and self.spec.cache else None
         results: dict[str, Any] = {}
-        with placed(model, device, by_layer), torch.no_grad():
-            measurement = _Measurement(self, stage, model, device, by_layer, cache, watch)
+        with placed(model, device, by_layer, weights), torch.no_grad():
+            forward = partial(Forward, model, device, by_layer=by_layer, weights=weights)
+            forward = partial(forward, activations=activations, scratch=scratch)
+            measurement = _Measurement(self, stage, model, forward, by_layer, cache, watch)
             for name in self.windows:
                 for kind, result in measurement.on_text(name).items():
                     results.setdefault(kind, {})[name] = result
@@ -136,7 +150,7 @@ class _Measurement:
     prepared: Prepared
     stage: Stage
     model: PreTrainedModel
-    device: torch.device
+    forward: Callable[..., Forward]
     by_layer: bool
     cache: DenseCache | None
     watch: Watch
@@ -176,7 +190,7 @@ class _Measurement:
         divergence = None
         if spec.agreement and self.stage != "dense":
             divergence = Divergence(windows, Decoder(self.model), self.prepared.references[name])
-        forward = Forward(self.model, self.device, batch_size, self.by_layer)
+        forward = self.forward(batch_size=batch_size)
         progress = self.watch(f"{self.stage} on {name}", forward.steps(num_windows))
         for batch in forward(windows.tokens_NL, outputs, progress):
             for meter in (perplexity, reference, divergence):

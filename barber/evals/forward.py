@@ -3,16 +3,18 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from barber.activations import Place, Shelf
 from barber.blocks import main_output
 from barber.decoder import Decoder
-from barber.evals.placement import resident
 from barber.tensors import Tensor, batches
+from barber.weights import InMemory, Weights
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,18 @@ class Forward:
     Args:
         by_layer: take all windows through one decoder layer before the next is fetched: one transfer of the model for
             all of them.
+        weights: where the layers' weights are; None: in the model.
+        activations: where, with `by_layer`, the windows wait between two layers.
+        scratch: a folder for the files of `activations=disk`.
     """
 
     model: PreTrainedModel
     device: torch.device
     batch_size: int
     by_layer: bool
+    weights: Weights | None = None
+    activations: Place = "auto"
+    scratch: Path | None = None
 
     def steps(self, num_windows: int) -> int:
         """How often `progress` will be called with 1 a window."""
@@ -103,16 +111,18 @@ class Forward:
         self, tokens_NL: Tensor, outputs: BlockOutputs | None, progress: Callable[[int], None]
     ) -> Iterator[Batch]:
         decoder = Decoder(self.model)
-        inputs = decoder.inputs(tokens_NL, self.batch_size, self.device, dtype=None)
-        hidden_NLD = inputs.hidden_NLD
+        shelf = Shelf(self.activations, self.device, self.model.get_input_embeddings().weight.dtype, self.scratch)
+        inputs = decoder.inputs(tokens_NL, self.batch_size, shelf, dtype=None)
+        hidden = inputs.hidden
+        weights = self.weights or InMemory(self.model)
         for index, layer in enumerate(decoder.layers):
-            with resident(layer.module, self.device):
+            with weights.resident(index, self.device):
                 for batch in batches(len(tokens_NL), self.batch_size):
                     with _watched(outputs, decoder, batch, tokens_NL):
-                        hidden_NLD[batch] = layer.run(inputs.call(index, hidden_NLD[batch]))
+                        hidden[batch] = layer.run(inputs.call(index, hidden[batch]))
                     progress(batch.stop - batch.start)
         for batch in batches(len(tokens_NL), self.batch_size):
-            tokens_BL, hidden_BLD = tokens_NL[batch].to(self.device), hidden_NLD[batch]
+            tokens_BL, hidden_BLD = tokens_NL[batch].to(self.device), hidden[batch]
             yield Batch(batch, tokens_BL, hidden_BLD, decoder.logits(tokens_BL, hidden_BLD))
             progress(batch.stop - batch.start)
 

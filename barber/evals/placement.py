@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from barber.blocks import replaced_forward
 from barber.decoder import Decoder
-from barber.tensors import Tensor
+from barber.tensors import Tensor, replaced_forward
+from barber.weights import InMemory, Streamed, Weights
 
 Placement = Literal["auto", "whole", "layers"]
 
@@ -18,8 +18,12 @@ Placement = Literal["auto", "whole", "layers"]
 _SHARE_FOR_WEIGHTS = 0.7
 
 
-def goes_by_layer(placement: Placement, model: PreTrainedModel, device: torch.device) -> bool:
+def goes_by_layer(
+    placement: Placement, model: PreTrainedModel, device: torch.device, weights: Weights | None = None
+) -> bool:
     """Whether to bring the decoder layers to the device one at a time."""
+    if isinstance(weights, Streamed):
+        return True
     if placement != "auto" or device.type == "cpu":
         return placement == "layers"
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -27,34 +31,31 @@ def goes_by_layer(placement: Placement, model: PreTrainedModel, device: torch.de
 
 
 @contextmanager
-def placed(model: PreTrainedModel, device: torch.device, by_layer: bool) -> Iterator[None]:
+def placed(
+    model: PreTrainedModel, device: torch.device, by_layer: bool, weights: Weights | None = None
+) -> Iterator[None]:
     """The model ready to run on `device` inside this context; its weights at home stay where they are.
 
-    With `by_layer` a decoder layer comes when it is called and goes when it is done, so that any model fits of which
-    one layer, the embedding and the head do.
+    Args:
+        by_layer: a decoder layer comes when it is called and goes when it is done, so that any model fits of which one
+            layer, the embedding and the head do.
+        weights: where its layers' weights are; None: in the model.
     """
     layers = [layer.module for layer in Decoder(model).layers] if by_layer else []
     absent = {id(tensor) for layer in layers for tensor in _tensors(layer)}
     with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(_on_call(layer, device))
+        for index, layer in enumerate(layers):
+            stack.enter_context(_on_call(layer, weights or InMemory(model), index, device))
         stack.enter_context(_moved([tensor for tensor in _tensors(model) if id(tensor) not in absent], device))
         yield
 
 
 @contextmanager
-def resident(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A module on the device inside this context."""
-    with _moved(_tensors(module), device):
-        yield
-
-
-@contextmanager
-def _on_call(layer: nn.Module, device: torch.device) -> Iterator[None]:
+def _on_call(layer: nn.Module, weights: Weights, index: int, device: torch.device) -> Iterator[None]:
     forward = layer.forward
 
     def fetch_and_run(*args: Any, **kwargs: Any) -> Any:
-        with resident(layer, device):
+        with weights.resident(index, device):
             return forward(*args, **kwargs)
 
     with replaced_forward(layer, fetch_and_run):

@@ -22,11 +22,12 @@ from barber.tensors import Tensor
 class Rebuilt:
     """The rebuilt masks of a block's linears, and how many pairs of weights each exchanged.
 
-    With granularity `block` a pair may span two linears: it counts where the weight grew.
+    With granularity `block` a pair may span two linears: it counts where the weight grew. The number stays on the
+    device, (), int64.
     """
 
     mask_OI: Tensor
-    num_exchanged: int
+    num_exchanged: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Barber:
                 name: part.view_as(mask_OI) for part, (name, mask_OI) in zip(parts, pruned_OI.items(), strict=True)
             }
             return {
-                name: Rebuilt(rebuilt_OI[name], int((mask_OI & ~rebuilt_OI[name]).sum()))
+                name: Rebuilt(rebuilt_OI[name], (mask_OI & ~rebuilt_OI[name]).sum())
                 for name, mask_OI in pruned_OI.items()
             }
         return {name: self._exchange_linear(score_OI[name], pruned_OI[name], pattern) for name in pruned_OI}
@@ -98,7 +99,7 @@ class Barber:
         else:
             mask_1M, count_G = masks.exchange(score_OI.reshape(1, -1), pruned_OI.reshape(1, -1), self.alpha)
             mask_OI = mask_1M.view_as(pruned_OI)
-        return Rebuilt(mask_OI, int(count_G.sum()))
+        return Rebuilt(mask_OI, count_G.sum())
 
 
 def _joined(matrices_OI: Mapping[str, Tensor]) -> Tensor:
