@@ -136,6 +136,9 @@ def prune(
     forward, _ = (precision or Precision()).on(place)
     size = batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place)
     begin = checkpoint.num_finished if checkpoint is not None else 0
+    if weights is None:
+        weights = InMemory(model, checkpoint)
+        weights.restore()
     walk = Walk(
         model,
         tokens_BL.long(),
@@ -144,7 +147,7 @@ def prune(
         rebuild,
         place,
         size,
-        weights=weights or InMemory(model),
+        weights=weights,
         precision=precision or Precision(),
         shelf=Shelf(activations, place, forward.dtype, scratch),
         schedule=schedule,
@@ -180,6 +183,8 @@ def prune(
                         reports = [asdict(block) for block in blocks[-_BLOCKS_OF_A_LAYER:]]
                         checkpoint.finish_layer(result.layer, reports, differences, walk.streams, size, len(tokens_BL))
                 layer = []
+        if checkpoint is not None:
+            checkpoint.wait()
     finally:
         for module in training:
             module.training = True

@@ -100,7 +100,7 @@ class Block:
     @contextmanager
     def answering(self, output_BLD: Tensor) -> Iterator[None]:
         """While the layer runs, don't compute the block: answer an output that it has given before."""
-        output = output_BLD.flatten(0, 1) if self._flat else output_BLD
+        output = output_BLD.flatten(0, -2) if self._flat else output_BLD
 
         def pass_on(*args: Any, **kwargs: Any) -> Tensor:
             return Call.of(args, kwargs).x

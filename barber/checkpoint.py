@@ -50,9 +50,11 @@ class Difference:
 
     @classmethod
     def between(cls, initial: tuple[Tensor, Tensor], final: tuple[Tensor, Tensor], dtype: torch.dtype) -> "Difference":
-        """From the masks and weights (O, I) of a linear, initially pruned and final."""
+        """From the masks and float32 weights (O, I) of a linear, initially pruned and final."""
         (initial_mask_OI, initial_OI), (final_mask_OI, final_OI) = initial, final
-        places_K = (initial_OI != final_OI).flatten().nonzero().squeeze(1)
+        # As integers of the same bits: 0.0 and -0.0 are equal as numbers.
+        differ_OI = initial_OI.contiguous().view(torch.int32) != final_OI.contiguous().view(torch.int32)
+        places_K = differ_OI.flatten().nonzero().squeeze(1)
         values_K = initial_OI.flatten()[places_K].to("cpu", dtype)
         return cls(places_K.cpu(), values_K, packed(initial_mask_OI), packed(final_mask_OI))
 
@@ -244,9 +246,14 @@ def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> tuple[IO[str
             raise UserError(f"hydra.run.dir is the folder of a run that is still going on, {folder}; choose another")
         return lock, folder
     for other in _of_the_same_name(folder) if may_resume else ():
-        if _facts_in(other) == facts and any(other.glob("layer-*.json")) and (lock := _lock(other)) is not None:
+        if _facts_in(other) != facts or not any(other.glob("layer-*.json")) or (lock := _lock(other)) is None:
+            continue
+        try:
             other.rename(own)
-            return lock, other.parent
+        except OSError:  # another run was faster
+            lock.close()
+            continue
+        return lock, other.parent
     own.mkdir(parents=True, exist_ok=True)
     lock = _lock(own)
     if lock is None:
@@ -292,7 +299,10 @@ def _flat(node: Any, key: str = "") -> dict[str, Any]:
 
 def _lock(folder: Path) -> IO[str] | None:
     """Held until the process ends, however it ends; None where another holds it."""
-    file = (folder / "lock").open("w")
+    try:
+        file = (folder / "lock").open("w")
+    except OSError:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -170,11 +170,15 @@ class _Run:
 
     def clean_up(self) -> None:
         """Remove what nobody can use any more, and let others have the run folder."""
-        if self.checkpoint is not None and not self.checkpoint.num_finished:
-            self.checkpoint.remove()
-        if self.lock is not None:
-            self.lock.close()
-        shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
+        try:
+            if self.checkpoint is not None and not self.checkpoint.num_finished:
+                self.checkpoint.remove()
+        except OSError as error:  # a full disk, which is not to hide what the run failed of
+            log.warning("The checkpoint is not complete: %s", error)
+        finally:
+            if self.lock is not None:
+                self.lock.close()
+            shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
 
     def help_along(self) -> None:
         """Walk with this process's share of the samples; all else is done by the process that leads."""

@@ -193,7 +193,8 @@ class Walk:
         weights = self.weights or InMemory(self.model)
         tokens_NL = self.tokens_NL[self.ranks.share(len(self.tokens_NL))]
         shelf = self.shelf or Shelf("device", self.device, self._forward.dtype)
-        with self.stopwatch("capture"):
+        # Out of inference mode, which the caller may be in: no gradient can be had there.
+        with self.stopwatch("capture"), torch.inference_mode(False), torch.no_grad():
             inputs = decoder.inputs(tokens_NL, self.batch_size, shelf)
             pruned = rebuilt = Stream(inputs, inputs.hidden, self.batch_size)
             outputs: list[Activations] = []
@@ -210,8 +211,7 @@ class Walk:
             if index < self.begin:
                 continue
             stored = {linear.name: linear.module.weight.dtype for linear in layer.linears}
-            # Out of inference mode, which the caller may be in: no gradient can be had there.
-            with weights.at_work(index, self.device), torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), weights.at_work(index, self.device):
                 dense_OI = {linear.name: linear.weight_OI for linear in layer.linears}
                 work = LayerWork(index, layer, dense_OI, outputs)
                 results = list(self._layer(work, pruned, rebuilt, stored))
@@ -377,6 +377,8 @@ class Walk:
                 self._assign(block.linears, initial_OI, self._forward)
                 with self._forward():
                     y_sparse = block.run(block_call)
+                # The backward pass reads the weights that the modules have when it runs.
+                self._assign(block.linears, work.dense_OI, self._gradient)
             self._take_in(compared, work, batch, y_sparse, y_dense, observed, with_gradient)
         return self._compared(compared, work, block)
 

@@ -19,6 +19,7 @@ from barber.blocks import Layer
 from barber.checkpoint import Checkpoint, Difference
 from barber.decoder import Decoder
 from barber.errors import UserError
+from barber.families import family_of
 from barber.ferry import Ferry
 from barber.models import hollow
 from barber.tensors import Tensor
@@ -118,12 +119,14 @@ class InMemory:
             yield
             return
         linears = [linear for layer in self._layers for linear in layer.linears]
-        final = {linear.name: _put(linear.weight_OI, self._differences[linear.name]) for linear in linears}
+        undo: list[tuple[Tensor, Difference]] = []
         try:
+            for linear in linears:
+                undo.append((linear.weight_OI, _put(linear.weight_OI, self._differences[linear.name])))
             yield
         finally:
-            for linear in linears:
-                _put(linear.weight_OI, final[linear.name])
+            for weight_OI, difference in undo:
+                _put(weight_OI, difference)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         yield from sorted(self.model.state_dict().items())
@@ -222,7 +225,8 @@ class Streamed:
         for number in range(total):
             shard = folder / f"model-{number + 1:05d}-of-{total:05d}.safetensors"
             if number == 0:
-                save_file({name: tensor.contiguous() for name, tensor in rest.items()}, shard, {"format": "pt"})
+                stored = {self._source.renamed.get(name, name): tensor.contiguous() for name, tensor in rest.items()}
+                save_file(stored, shard, {"format": "pt"})
             else:
                 _link(self._checkpoint.layer_file(number - 1), shard)
             with safe_open(shard, framework="pt") as file:
@@ -266,10 +270,13 @@ class TensorFolder:
         folder: with safetensors, one file or many with their index.
         base: the prefix that the names in the folder may lack, or have where the model has none.
         dtype: what floating tensors become; None: they stay.
+        renamed: names in the model, and what files call them.
     """
 
-    def __init__(self, folder: Path, base: str, dtype: torch.dtype | None) -> None:
-        self.folder, self._base, self._dtype = folder, base, dtype
+    def __init__(
+        self, folder: Path, base: str, dtype: torch.dtype | None, renamed: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder, self._base, self._dtype, self.renamed = folder, base, dtype, dict(renamed or {})
         self._files: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as opened_file:
@@ -277,7 +284,7 @@ class TensorFolder:
 
     def find(self, name: str) -> str | None:
         """A tensor's name in the folder; None where there is no such tensor."""
-        candidates = (name, name.removeprefix(f"{self._base}."), f"{self._base}.{name}")
+        candidates = (name, self.renamed.get(name, name), name.removeprefix(f"{self._base}."), f"{self._base}.{name}")
         return next((candidate for candidate in candidates if candidate in self._files), None)
 
     def tensor(self, name: str) -> Tensor:
@@ -290,7 +297,7 @@ class TensorFolder:
         if stored is None:
             raise UserError(
                 f"must hold every weight of the model by its name; {self.folder} has no {name}; "
-                "with engine.streaming=false older names are understood, too",
+                "with engine.streaming=false transformers may find it under another",
                 field="path",
             )
         # Opened anew each time: a mapped file counts as memory of the process.
@@ -314,7 +321,7 @@ def opened(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | None) ->
     """
     dtype = dtype or config.dtype
     model = hollow(config, dtype)
-    source = TensorFolder(folder, model.base_model_prefix, dtype)
+    source = TensorFolder(folder, model.base_model_prefix, dtype, family_of(config).stored_as)
     layers = Decoder(model).layers
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in model.state_dict().items():

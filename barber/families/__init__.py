@@ -4,7 +4,8 @@ A family is data: where the decoder layers are, and which submodules of a layer 
 residuals, masks and positions are the layer's own business and are left to its own forward.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -22,11 +23,13 @@ class Family:
         attention: the attention block, a chain of submodules of a layer: the block's input is that of the first, its
             output that of the last, and what lies between is applied in order. Every linear in them is pruned.
         mlp: the MLP block, likewise.
+        stored_as: tensors outside of the layers that files call by another name than the model.
     """
 
     layers: str
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
 
 def supported() -> list[str]:

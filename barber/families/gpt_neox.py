@@ -2,4 +2,9 @@
 
 from barber.families import Family
 
-FAMILY = Family(layers="gpt_neox.layers", attention=("attention",), mlp=("mlp",))
+FAMILY = Family(
+    layers="gpt_neox.layers",
+    attention=("attention",),
+    mlp=("mlp",),
+    stored_as={"lm_head.weight": "embed_out.weight"},
+)

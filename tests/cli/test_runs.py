@@ -320,10 +320,45 @@ def test_a_run_that_fails_says_where_in_one_sentence_and_leaves_no_model(
 
 
 def test_the_folder_of_a_failed_run_can_be_used_again(broken: Path, inputs: Path, run: Path, tmp_path: Path) -> None:
+    """Layer 0 came out well and was kept; with the model mended, the same command goes on from there."""
     out = tmp_path / "out"
     assert barber(*command(inputs, out), f"model.path={broken}").code == 1
-    done(*command(inputs, out))
+    shutil.rmtree(broken)
+    save_model(loaded(inputs / "model"), broken)
+    done(*command(inputs, out), f"model.path={broken}")
     assert record_of(out)["status"] == "success"
+    assert record_of(out)["resumed"] == {"from": str(out), "layers": 1}
+    assert record_of(out)["linears"] == record_of(run)["linears"]
+    assert len(layers_of(out)) == 4
+    assert not (out / "checkpoint").exists()
+    assert (out / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+
+
+def test_what_a_failed_run_finished_is_not_mixed_with_other_settings(
+    broken: Path, inputs: Path, tmp_path: Path
+) -> None:
+    assert barber(*command(inputs, tmp_path / "out"), f"model.path={broken}").code == 1
+    result = barber(*command(inputs, tmp_path / "out"))
+    assert result.code == 2
+    assert result.err == (
+        f"barber: hydra.run.dir holds an unfinished run with other settings (model.path: {broken} there, "
+        f"{inputs / 'model'} here); give the same ones, or choose another folder\n"
+    )
+    assert record_of(tmp_path / "out")["status"] == "failed"
+
+
+def test_the_folder_of_a_run_that_finished_no_layer_is_free_for_any_other(
+    broken: Path, inputs: Path, run: Path, tmp_path: Path
+) -> None:
+    model = loaded(broken)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 5] = torch.nan
+    save_model(model, broken)
+    out = tmp_path / "out"
+    assert barber(*command(inputs, out), f"model.path={broken}").code == 1
+    assert not (out / "checkpoint").exists()
+    done(*command(inputs, out))
+    assert (record_of(out)["status"], record_of(out)["resumed"]) == ("success", None)
     assert record_of(out)["linears"] == record_of(run)["linears"]
     assert len(layers_of(out)) == 4
 

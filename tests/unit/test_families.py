@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from barber import NM, Barber, Magnitude, SparseGPT, Unstructured, UserError, Wanda, prune
+from barber.activations import Shelf
 from barber.blocks import main_output
 from barber.checks import check_architecture
 from barber.decoder import Decoder
@@ -16,6 +17,7 @@ from tests import tiny
 
 NAMES = list(tiny.CONFIGS)
 CPU = torch.device("cpu")
+SHELF = Shelf("device", CPU, torch.float32)
 
 
 def test_every_family_file_has_a_tiny_model() -> None:
@@ -36,26 +38,27 @@ def test_hidden_states_of_the_walk_are_those_of_the_model(name: str) -> None:
     for hook in hooks:
         hook.remove()
 
-    inputs = decoder.inputs(tokens_NL, batch_size=2, device=CPU)  # batches of 2, 2 and 1
-    stream = Stream(inputs, inputs.hidden_NLD, batch_size=2)
+    inputs = decoder.inputs(tokens_NL, batch_size=2, shelf=SHELF)  # batches of 2, 2 and 1
+    stream = Stream(inputs, inputs.hidden, batch_size=2)
     for index, layer in enumerate(decoder.layers):
         with layer.at_work(CPU), torch.no_grad():
-            stream.advance(index, layer)
-        torch.testing.assert_close(stream.hidden_NLD, seen[index], rtol=1e-5, atol=1e-6)
+            for batch, call in stream.calls(index):
+                stream.hidden[batch] = layer.run(call)
+        torch.testing.assert_close(stream.hidden[slice(None)], seen[index], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_put_together_from_its_blocks_is_the_layer(name: str) -> None:
     decoder = Decoder(tiny.model(name))
-    inputs = decoder.inputs(tiny.tokens(num_samples=3), batch_size=3, device=CPU)
+    inputs = decoder.inputs(tiny.tokens(num_samples=3), batch_size=3, shelf=SHELF)
     for index, layer in enumerate(decoder.layers):
-        call = inputs.call(index, inputs.hidden_NLD)
+        call = inputs.call(index, inputs.hidden[slice(None)])
         done: list[torch.Tensor] = []
         with torch.no_grad():
             for position, block in enumerate(layer.blocks):
                 block_call, output = layer.run_block(position, call, done)
                 torch.testing.assert_close(block.run(block_call), output, rtol=0, atol=0)
-                done.append(output)
+                done.append(output.view_as(call.x))  # OPT's MLP gives the tokens of all samples in one row
             torch.testing.assert_close(layer.finish(call, done), layer.run(call), rtol=0, atol=0)
 
 

@@ -16,7 +16,8 @@ from barber.evals import Windows
 from barber.evals.agreement import Agreement
 from barber.evals.forward import Batch, BlockOutputs, Forward
 from barber.evals.perplexity import Perplexity
-from barber.evals.placement import goes_by_layer, placed, resident
+from barber.evals.placement import goes_by_layer, placed
+from barber.weights import resident
 from tests import tiny
 
 CPU = torch.device("cpu")

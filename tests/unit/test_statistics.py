@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from barber.statistics import Hessian, MeanSquaredGradient, SecondMoment, observing_inputs, observing_outputs
+from barber.statistics import (
+    AllFed,
+    Hessian,
+    MeanSquaredGradient,
+    SecondMoment,
+    observing_inputs,
+    observing_outputs,
+)
 from barber.tensors import batches
 from tests import oracles
 
@@ -79,7 +86,7 @@ def test_asking_a_statistic_for_its_value_does_not_use_it_up() -> None:
 @batch_sizes
 def test_the_mean_squared_gradient_has_the_same_bits_for_any_batch_size(batch_size: int) -> None:
     x, gradient = inputs(0), inputs(1, OUTPUTS)
-    statistic, whole = MeanSquaredGradient(), MeanSquaredGradient()
+    statistic, whole = MeanSquaredGradient(NUM_SAMPLES), MeanSquaredGradient(NUM_SAMPLES)
     for batch, gradient_batch in zip(in_batches(x, batch_size), in_batches(gradient, batch_size), strict=True):
         statistic.add(batch, gradient_batch)
     whole.add(x, gradient)
@@ -90,7 +97,7 @@ def test_gradients_are_squared_sample_by_sample() -> None:
     """Two samples whose gradients cancel leave the mean of their squares, not the square of their mean."""
     x, gradient = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
     gradient[1] = -1
-    statistic = MeanSquaredGradient()
+    statistic = MeanSquaredGradient(2)
     statistic.add(x, gradient)
     assert torch.equal(statistic.value(), torch.full((5, 4), 9.0))
 
@@ -119,10 +126,28 @@ def test_every_linear_gets_the_statistic_of_its_own_inputs() -> None:
         assert torch.equal(together[name].value(), alone[name].value())
 
 
+def test_a_model_stopped_when_nothing_is_left_to_see_leaves_the_same_statistics() -> None:
+    module, x, finished = Gated(), inputs(), []
+    with observing_inputs(linears(module), lambda: Hessian(NUM_SAMPLES)) as expected:
+        for batch in in_batches(x, 3):
+            module(batch)
+    module.down.register_forward_hook(lambda *_: finished.append(True))
+    with observing_inputs(linears(module), lambda: Hessian(NUM_SAMPLES), stop=True) as statistics:
+        for batch in in_batches(x, 3):
+            with pytest.raises(AllFed):
+                module(batch)
+    assert statistics.keys() == expected.keys()
+    for name, statistic in statistics.items():
+        assert torch.equal(statistic.value(), expected[name].value())
+    assert not finished
+    module(x)
+    assert finished
+
+
 @batch_sizes
 def test_observed_outputs_give_the_gradients_of_autograd(batch_size: int) -> None:
     module, x, target = Gated(), inputs(), inputs(1)
-    squared = {name: MeanSquaredGradient() for name in linears(module)}
+    squared = {name: MeanSquaredGradient(NUM_SAMPLES) for name in linears(module)}
     for batch, target_batch in zip(in_batches(x, batch_size), in_batches(target, batch_size), strict=True):
         for parameter in module.parameters():
             parameter.requires_grad_(False)

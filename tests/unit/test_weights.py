@@ -4,12 +4,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from barber import NM, Barber, BlockReport, SparseGPT, Unstructured, Wanda, prune
+from barber import NM, Barber, SparseGPT, Unstructured, Wanda, prune
 from barber.decoder import Decoder
 from barber.patterns import Pattern
 from barber.pruners import Pruner
-from barber.stages import PrunedStage
-from barber.walk import BlockResult
+from barber.weights import InMemory
 from tests import tiny
 
 # float32 and bfloat16 numbers as the integers of the same bits: 0.0 and -0.0 differ, as do NaNs.
@@ -30,27 +29,26 @@ def same(first: State, second: State) -> bool:
 
 def rebuilt_and_pruned(
     family: str, pruner: Pruner, pattern: Pattern, rebuild: Barber, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PrunedStage, State]:
-    """A rebuilt model, its stage, and what a run without rebuilding leaves of the same model."""
-    model, tokens, stage = tiny.model(family).to(dtype), tiny.tokens(), PrunedStage()
-
-    def collect(_: BlockReport, result: BlockResult) -> None:
-        for linear in result.linears:
-            stage.collect(linear)
-
-    prune(model, tokens, pattern=pattern, pruner=pruner, rebuild=rebuild, on_block=collect)
+) -> tuple[PreTrainedModel, InMemory, State]:
+    """A rebuilt model, its weights, and what a run without rebuilding leaves of the same model."""
+    model, tokens = tiny.model(family).to(dtype), tiny.tokens()
+    weights = InMemory(model)
+    prune(model, tokens, pattern=pattern, pruner=pruner, rebuild=rebuild, weights=weights, on_layer=weights.note)
     merely_pruned = tiny.model(family).to(dtype)
     prune(merely_pruned, tokens, pattern=pattern, pruner=pruner)
-    return model, stage, bits(merely_pruned)
+    return model, weights, bits(merely_pruned)
 
 
-def check(model: PreTrainedModel, stage: PrunedStage, merely_pruned: State) -> None:
+def check(model: PreTrainedModel, weights: InMemory, merely_pruned: State) -> None:
     rebuilt = bits(model)
     assert not same(rebuilt, merely_pruned)
     for _ in range(2):  # each stage may be evaluated more than once
-        with stage.in_place(model):
+        with weights.showing("pruned"):
             assert same(bits(model), merely_pruned)
         assert same(bits(model), rebuilt)
+    with weights.showing("rebuilt"):
+        assert same(bits(model), rebuilt)
+    assert same(bits(model), rebuilt)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -77,11 +75,11 @@ def test_so_it_is_with_retained_reconstruction(family: str) -> None:
 
 @families
 def test_an_error_on_the_way_leaves_the_rebuilt_model(family: str) -> None:
-    model, stage, _ = rebuilt_and_pruned(family, Wanda(), Unstructured(0.5), Barber(alpha=0.9), torch.float32)
+    model, weights, _ = rebuilt_and_pruned(family, Wanda(), Unstructured(0.5), Barber(alpha=0.9), torch.float32)
     rebuilt = bits(model)
 
     def interrupted() -> None:
-        with stage.in_place(model):
+        with weights.showing("pruned"):
             assert not same(bits(model), rebuilt)
             raise KeyboardInterrupt
 
@@ -93,25 +91,41 @@ def test_an_error_on_the_way_leaves_the_rebuilt_model(family: str) -> None:
 @families
 def test_the_weights_stay_where_they_are_in_memory(family: str) -> None:
     """Whoever holds a parameter of the model sees the pruned values, too."""
-    model, stage, _ = rebuilt_and_pruned(family, Wanda(), Unstructured(0.5), Barber(alpha=0.9), torch.float32)
+    model, weights, _ = rebuilt_and_pruned(family, Wanda(), Unstructured(0.5), Barber(alpha=0.9), torch.float32)
     linears = Decoder(model).linears
     addresses = [linear.module.weight.data_ptr() for linear in linears]
-    with stage.in_place(model):
+    with weights.showing("pruned"):
         assert [linear.module.weight.data_ptr() for linear in linears] == addresses
     assert [linear.module.weight.data_ptr() for linear in linears] == addresses
 
 
 def test_only_the_exchanged_weights_are_kept() -> None:
     """For Wanda: the stage must not grow into a second copy of the model."""
-    stage = PrunedStage()
-
-    def collect(_: BlockReport, result: BlockResult) -> None:
-        for linear in result.linears:
-            stage.collect(linear)
-
-    rebuild = Barber(alpha=0.1, granularity="block")
+    model = tiny.model("llama")
+    weights = InMemory(model)
     report = prune(
-        tiny.model("llama"), tiny.tokens(), pattern=Unstructured(0.5), pruner=Wanda(), rebuild=rebuild, on_block=collect
+        model,
+        tiny.tokens(),
+        pattern=Unstructured(0.5),
+        pruner=Wanda(),
+        rebuild=Barber(alpha=0.1, granularity="block"),
+        weights=weights,
+        on_layer=weights.note,
     )
     assert report.exchanges > 0
-    assert sum(len(places) for places, _ in stage._differences.values()) == 2 * report.exchanges
+    assert sum(len(difference.places_K) for difference in weights._differences.values()) == 2 * report.exchanges
+
+
+def test_without_rebuilding_there_is_nothing_to_show_but_the_model_as_it_is() -> None:
+    """As a run does that has no rebuilding: it is told of no layer, and measures the pruned model."""
+    model = tiny.model("llama")
+    weights = InMemory(model)
+    before = bits(model)
+    with weights.showing("dense"):
+        assert same(bits(model), before)
+    prune(model, tiny.tokens(), pattern=Unstructured(0.5), pruner=Wanda(), weights=weights)
+    pruned = bits(model)
+    assert not same(pruned, before)
+    with weights.showing("pruned"):
+        assert same(bits(model), pruned)
+    assert same(bits(model), pruned)
