@@ -13,8 +13,8 @@ from barber.tensors import Tensor
 
 Place = Literal["auto", "device", "host", "disk"]
 
-# Two streams, the outputs of the two blocks: that many are there at once.
-SETS = 4
+# Two streams, the outputs of the two blocks, the dense ones of the one at work: that many are there at once.
+SETS = 5
 # of a device's or the host's memory for all of them
 _SHARE = 0.4
 

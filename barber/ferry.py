@@ -53,10 +53,11 @@ class Ferry:
         self._stored.append(self._thread.submit(self._store, home, value, ready))
 
     def wait(self) -> None:
-        """Wait until everything is home."""
+        """Wait until everything is home; an error is raised when all the rest is."""
         stored, self._stored = self._stored, []
-        for each in stored:
-            each.result()
+        errors = [error for each in stored if (error := each.exception()) is not None]
+        if errors:
+            raise errors[0]
 
     def _fetch(self, tensors: list[Tensor]) -> list[Tensor]:
         if self._stream is None:

@@ -51,7 +51,8 @@ def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     if module.weight.dtype != torch.float32 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return nn.functional.linear(x, module.weight, module.bias)
     if torch.is_grad_enabled() and x.requires_grad:
-        y: Tensor = _Product.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
+        # Detached: the module may have another weight when the backward pass runs.
+        y: Tensor = _Product.apply(x, module.weight.detach(), module.bias)  # type: ignore[no-untyped-call]
         return y
     return _product(x, module.weight, module.bias)
 

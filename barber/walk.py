@@ -96,13 +96,15 @@ class LayerWork:
         initial: the linears as the pruner left them.
         final: the weights that they are left with.
         outputs: room for the outputs of its blocks; those of the first `rebuilt` blocks are there, with the rebuilt
-            masks.
+            masks, and those of the one at work with the initial masks.
+        targets: room for the dense outputs of the block at work.
     """
 
     index: int
     layer: Layer
     dense_OI: dict[str, Tensor]
     outputs: list[Activations]
+    targets: Activations | None
     initial: dict[str, Pruned] = field(default_factory=dict)
     final: dict[str, Tensor] = field(default_factory=dict)
     rebuilt: int = 0
@@ -198,7 +200,9 @@ class Walk:
             inputs = decoder.inputs(tokens_NL, self.batch_size, shelf)
             pruned = rebuilt = Stream(inputs, inputs.hidden, self.batch_size)
             outputs: list[Activations] = []
+            targets = None
             if self.rebuild is not None:
+                targets = shelf.empty(*inputs.hidden.shape)
                 outputs = [shelf.empty(*inputs.hidden.shape) for _ in decoder.layers[0].blocks]
                 if self.pruner.statistic is not None and not self._one_stream:
                     rebuilt = Stream(inputs, shelf.empty(*inputs.hidden.shape), self.batch_size)
@@ -207,16 +211,18 @@ class Walk:
             self.streams = {"pruned": pruned.hidden, "rebuilt": rebuilt.hidden}
             if self.begin and self.restore is not None:
                 self.restore(self.streams)
-        for index, layer in enumerate(decoder.layers):
-            if index < self.begin:
-                continue
-            stored = {linear.name: linear.module.weight.dtype for linear in layer.linears}
-            with torch.inference_mode(False), torch.no_grad(), weights.at_work(index, self.device):
-                dense_OI = {linear.name: linear.weight_OI for linear in layer.linears}
-                work = LayerWork(index, layer, dense_OI, outputs)
-                results = list(self._layer(work, pruned, rebuilt, stored))
-            yield from results
-        weights.finish()
+        try:
+            for index, layer in enumerate(decoder.layers):
+                if index < self.begin:
+                    continue
+                stored = {linear.name: linear.module.weight.dtype for linear in layer.linears}
+                with torch.inference_mode(False), torch.no_grad(), weights.at_work(index, self.device):
+                    dense_OI = {linear.name: linear.weight_OI for linear in layer.linears}
+                    work = LayerWork(index, layer, dense_OI, outputs, targets)
+                    results = list(self._layer(work, pruned, rebuilt, stored))
+                yield from results
+        finally:
+            weights.finish()
 
     def _layer(
         self, work: LayerWork, pruned: Stream, rebuilt: Stream, stored: dict[str, torch.dtype]
@@ -325,18 +331,29 @@ class Walk:
         compared = compare(work, block, stream, rebuild.metric.needs_gradient)
         with self.stopwatch("exchange"):
             exchanged = self._exchange(work, block, rebuild, compared.gradient_OI)
-        loss_after_N = []
-        with self.stopwatch("propagate"), self._forward():
-            outputs = work.outputs[work.rebuilt]
-            for batch, call in stream.calls(work.index):
-                _, y = work.layer.run_block(work.rebuilt, call, work.done(batch))
-                loss_after_N.append(sample_losses(y, outputs[batch], batch.stop - batch.start))
-                outputs[batch] = y
+        loss_after_N = compared.loss_N
+        if self._has_changed(work, block, exchanged):
+            assert work.targets is not None
+            loss_after_N = []
+            with self.stopwatch("propagate"), self._forward():
+                for batch, call in stream.calls(work.index):
+                    _, y = work.layer.run_block(work.rebuilt, call, work.done(batch))
+                    loss_after_N.append(sample_losses(y, work.targets[batch], batch.stop - batch.start))
+                    work.outputs[work.rebuilt][batch] = y
         work.rebuilt += 1
         block_name = f"{work.layer.name}.{block.name}"
         losses = [self._mean(compared.loss_N), self._mean(loss_after_N)]
         self._checks.order({f"{block_name}: the loss with the rebuilt mask": losses[1]})
         return exchanged, losses
+
+    def _has_changed(self, work: LayerWork, block: Block, exchanged: Exchanged) -> bool:
+        """Whether the block's weights are others than those of the initial masks, whose outputs are there already.
+
+        A small model exchanges nothing in most of its blocks where the ratio is small. A GPU is not asked.
+        """
+        names = [linear.name for linear in block.linears]
+        same = (torch.equal(exchanged.final[name].weight_OI, work.initial[name].weight_OI) for name in names)
+        return self.device.type != "cpu" or not all(same)
 
     def _compare(self, work: LayerWork, block: Block, stream: Stream, with_gradient: bool) -> Comparison:
         """Run the block sparse and dense on the same inputs, and take the gradients of the difference.
@@ -415,7 +432,7 @@ class Walk:
         observed: Mapping[str, tuple[Tensor, Tensor]],
         with_gradient: bool,
     ) -> None:
-        """Add a batch to a comparison, and put its dense outputs down."""
+        """Add a batch to a comparison, and put its outputs down."""
         num_samples = batch.stop - batch.start
         with self.stopwatch("compare"), torch.set_grad_enabled(with_gradient):
             loss_B = sample_losses(y_dense, y_sparse, num_samples)
@@ -429,7 +446,9 @@ class Walk:
                 x_BLI = by_sample(x.to(gradient.dtype), num_samples)
                 compared.squared[name].add(x_BLI, by_sample(gradient, num_samples))
         compared.loss_N.append(loss_B.detach())
-        work.outputs[work.rebuilt][batch] = y_dense.detach()
+        assert work.targets is not None
+        work.targets[batch] = y_dense.detach()
+        work.outputs[work.rebuilt][batch] = y_sparse
 
     def _comparison(self, block: Block) -> Comparison:
         return Comparison({linear.name: MeanSquaredGradient(len(self.tokens_NL)) for linear in block.linears})
