@@ -48,10 +48,12 @@ class Ranks:
         return slice(num_samples * rank // self.size, num_samples * (rank + 1) // self.size)
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.size > 1:
-            distributed.all_reduce(tensor)
-        return tensor
+        """The sum over all processes; what is given stays as it is."""
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
 
     def told(self, value: Any) -> Any:
         """What rank 0 has as `value`."""
