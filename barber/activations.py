@@ -104,7 +104,10 @@ class _OnDisk:
         content = _bytes_of(value)
         done = 0
         while done < len(content):  # Linux gives 2 GiB at most in one go
-            done += os.preadv(self._file.fileno(), [content[done:]], start * self._sample_bytes + done)
+            read = os.preadv(self._file.fileno(), [content[done:]], start * self._sample_bytes + done)
+            if not read:
+                raise OSError("the file of the activations ends too early")
+            done += read
         return value.to(self._device)
 
     def __setitem__(self, samples: slice, value_BLD: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Pruning as a function call, for notebooks and scripts."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from barber.memory import physical_memory
 from barber.patterns import Pattern
 from barber.precision import Precision
 from barber.pruners import Pruner
+from barber.ranks import Ranks
 from barber.rebuild import Barber
 from barber.tensors import Tensor
 from barber.walk import BlockResult, Schedule, Walk
@@ -132,6 +134,7 @@ def prune(
     check_methods(pattern, pruner, rebuild)
     check_architecture(model, pattern)
     check_tokens(tokens_BL, model.config, "tokens_BL")
+    Ranks.present().require_samples(len(tokens_BL))
     place = model.device if device is None else resolve_device(str(device))
     forward, _ = (precision or Precision()).on(place)
     size = batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place)
@@ -167,22 +170,26 @@ def prune(
     training = [module for module in model.modules() if module.training]
     model.eval()
     dtypes = {linear.name: linear.weight_OI.dtype for linear in Decoder(model).linears}
+    layer: list[BlockResult] = []
+
+    def take(result: BlockResult) -> None:
+        blocks.append(_report(result))
+        if on_block is not None:
+            on_block(blocks[-1], result)
+        layer.append(result)
+        if len(layer) < _BLOCKS_OF_A_LAYER:
+            return
+        if checkpoint is not None or on_layer is not None:
+            differences = _differences(layer, dtypes)
+            if on_layer is not None:
+                on_layer(result.layer, differences)
+            if checkpoint is not None:
+                reports = [asdict(block) for block in blocks[-_BLOCKS_OF_A_LAYER:]]
+                checkpoint.finish_layer(result.layer, reports, differences, walk.streams, size, len(tokens_BL))
+        layer.clear()
+
     try:
-        layer: list[BlockResult] = []
-        for result in walk:
-            blocks.append(_report(result))
-            if on_block is not None:
-                on_block(blocks[-1], result)
-            layer.append(result)
-            if len(layer) == _BLOCKS_OF_A_LAYER:
-                if checkpoint is not None or on_layer is not None:
-                    differences = _differences(layer, dtypes)
-                    if on_layer is not None:
-                        on_layer(result.layer, differences)
-                    if checkpoint is not None:
-                        reports = [asdict(block) for block in blocks[-_BLOCKS_OF_A_LAYER:]]
-                        checkpoint.finish_layer(result.layer, reports, differences, walk.streams, size, len(tokens_BL))
-                layer = []
+        deque(map(take, walk), maxlen=0)  # a loop's variable would hold a result, as large as the layer, too long
         if checkpoint is not None:
             checkpoint.wait()
     finally:

@@ -11,15 +11,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
@@ -30,6 +31,7 @@ from barber.tensors import Tensor, batches
 
 FOLDER = "checkpoint"
 _FACTS = "settings.json"
+_LOCK = "lock"
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
@@ -132,7 +134,8 @@ class Checkpoint:
     def layer(self, index: int) -> dict[str, Tensor]:
         """The tensors of a layer."""
         self.wait()
-        return load_file(self._path("layer", index))
+        with _reading(self._path("layer", index)) as path:
+            return load_file(path)
 
     def layer_file(self, index: int) -> Path:
         """The file of the tensors of a layer."""
@@ -141,13 +144,15 @@ class Checkpoint:
 
     def reports(self, index: int) -> list[dict[str, Any]]:
         """The reports of a finished layer's blocks."""
-        found: list[dict[str, Any]] = json.loads(self._path("layer", index, "json").read_text(encoding="utf-8"))
-        return found
+        with _reading(self._path("layer", index, "json")) as path:
+            found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            return found
 
     def differences(self, index: int) -> dict[str, Difference]:
         """Where the initially pruned weights of a finished layer differ, by the name of the linear."""
         self.wait()
-        parts = load_file(self._path("pruned", index))
+        with _reading(self._path("pruned", index)) as path:
+            parts = load_file(path)
         names = [key.removeprefix("final.") for key in parts if key.startswith("final.")]
         return {name: Difference(*(parts[f"{part}.{name}"] for part in _PARTS)) for name in names}
 
@@ -157,7 +162,7 @@ class Checkpoint:
         if index == self.num_layers:
             return
         share = self.ranks.share(num_samples)
-        with safe_open(self._path("activations", index), framework="pt") as file:
+        with _reading(self._path("activations", index)) as path, safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 stream, values = streams[name], file.get_slice(name)
                 for batch in batches(stream.shape[0], batch_size):
@@ -231,9 +236,7 @@ def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> tuple[IO[str
     own = folder / FOLDER
     facts = json.loads(json.dumps(facts))
     there = _facts_in(own)
-    if there is not None and not any(own.glob("layer-*.json")):
-        there = None  # it came to nothing
-    if there is not None:
+    if there is not None and holds_layers(folder):
         if not may_resume:
             raise UserError("hydra.run.dir holds an unfinished run; resume=auto goes on with it, or choose another")
         if differing := _differing(there, facts):
@@ -241,10 +244,10 @@ def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> tuple[IO[str
                 f"hydra.run.dir holds an unfinished run with other settings ({differing}); "
                 "give the same ones, or choose another folder"
             )
-        lock = _lock(own)
-        if lock is None:
-            raise UserError(f"hydra.run.dir is the folder of a run that is still going on, {folder}; choose another")
-        return lock, folder
+        return _locked(folder), folder
+    if own.exists():  # it came to nothing, or nobody knows what its layers are
+        _locked(folder).close()
+        _clear(own)
     for other in _of_the_same_name(folder) if may_resume else ():
         if _facts_in(other) != facts or not any(other.glob("layer-*.json")) or (lock := _lock(other)) is None:
             continue
@@ -255,13 +258,46 @@ def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> tuple[IO[str
             continue
         return lock, other.parent
     own.mkdir(parents=True, exist_ok=True)
-    lock = _lock(own)
-    if lock is None:
-        raise UserError(f"hydra.run.dir is the folder of a run that is still going on, {folder}; choose another")
+    lock = _locked(folder)
     unfinished = own / f".{_FACTS}.unfinished"
     unfinished.write_text(json.dumps(facts, indent=2), encoding="utf-8")
     unfinished.replace(own / _FACTS)
     return lock, None
+
+
+def holds_layers(folder: Path) -> bool:
+    """Whether a run folder holds finished layers of a run that was interrupted."""
+    return any((folder / FOLDER).glob("layer-*.json"))
+
+
+def require_idle(folder: Path) -> None:
+    """Refuse a run folder in which a run goes on.
+
+    Raises:
+        UserError: one does.
+    """
+    if (folder / FOLDER / _LOCK).exists():
+        _locked(folder).close()
+
+
+def _clear(own: Path) -> None:
+    """Remove what checkpoints consist of, and the folder if that was all."""
+    for pattern in ("layer-*", "pruned-*", "activations-*", ".*.unfinished", _FACTS, _LOCK):
+        for file in own.glob(pattern):
+            file.unlink()
+    with suppress(OSError):
+        own.rmdir()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"hydra.run.dir holds an unfinished run, but {path} cannot be read ({error}); "
+            f"remove {path.parent} to begin anew"
+        ) from error
 
 
 def _of_the_same_name(folder: Path) -> list[Path]:
@@ -297,10 +333,17 @@ def _flat(node: Any, key: str = "") -> dict[str, Any]:
     return flat
 
 
+def _locked(folder: Path) -> IO[str]:
+    lock = _lock(folder / FOLDER)
+    if lock is None:
+        raise UserError(f"hydra.run.dir is the folder of a run that is still going on, {folder}; choose another")
+    return lock
+
+
 def _lock(folder: Path) -> IO[str] | None:
     """Held until the process ends, however it ends; None where another holds it."""
     try:
-        file = (folder / "lock").open("w")
+        file = (folder / _LOCK).open("w")
     except OSError:
         return None
     try:

@@ -99,7 +99,8 @@ def _mismatch(value: Any, hint: Any) -> str | None:
         return None if None in options else " or ".join(str(option) for option in options)
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        return None if value in choices else "one of " + ", ".join(map(str, choices))
+        one_of = "one of " if len(choices) > 1 else ""
+        return None if value in choices else one_of + ", ".join(map(str, choices))
     if hint is NoneType:
         return None if value is None else "null"
     if get_origin(hint) is Sequence:

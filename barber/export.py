@@ -98,6 +98,8 @@ other weights: the folder is as large and the model as fast as the dense one unl
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    for left in folder.parent.glob(f".{folder.name}.unfinished-*"):  # by a run that was killed here
+        shutil.rmtree(left)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unfinished-"))
     try:
         write(unfinished)

@@ -3,12 +3,13 @@
 Every source gives its config first, which is cheap, so that a run is checked before any weight is read.
 """
 
+import copy
 import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
@@ -34,6 +36,7 @@ from transformers import (
 
 from barber.errors import UserError
 from barber.hub import offline_if_unreachable
+from barber.tensors import Tensor
 
 log = logging.getLogger("barber")
 
@@ -261,7 +264,8 @@ class RandomModel:
         return model.eval()
 
     def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
-        self.load().save_pretrained(scratch)
+        scratch.mkdir(parents=True, exist_ok=True)
+        _save(self.load(), scratch)
         return scratch, None
 
 
@@ -301,6 +305,33 @@ def _first_sentence(error: BaseException) -> str:
     return re.split(r"\.(?: |$)", " ".join(str(error).split()), maxsplit=1)[0]
 
 
+def untied(model: PreTrainedModel, without: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict less the tensors whose names begin with one of `without`, each stored tensor once."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if any(name.startswith(f"{prefix}.") for prefix in without) or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        kept[name] = tensor.cpu().contiguous()
+    return kept
+
+
+def save_configs(model: PreTrainedModel, folder: Path) -> None:
+    """Write all of a model but its weights, as `save_pretrained` does."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model; `save_pretrained` would do so in the first of several processes only."""
+    save_file(untied(model), folder / "model.safetensors", {"format": "pt"})
+    save_configs(model, folder)
+
+
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder, which appears whole or not at all."""
     log.info("Converting %s to %s, once; this takes half a minute.", gguf.name, folder)
@@ -312,7 +343,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         model.hf_quantizer = None  # the weights are plain floats now; with it save_pretrained refuses
         del model.config.quantization_config
         model.config._name_or_path = gguf.stem
-        model.save_pretrained(unfinished)
+        _save(model, unfinished)
         AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
         try:
             unfinished.rename(folder)

@@ -62,6 +62,20 @@ class Ranks:
             distributed.broadcast_object_list(values, src=0)
         return values[0]
 
+    def meet(self) -> None:
+        """Wait until all processes have come as far."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def require_samples(self, num_samples: int) -> None:
+        """Refuse more processes than samples.
+
+        Raises:
+            UserError: there are.
+        """
+        if num_samples < self.size:
+            raise UserError(f"torchrun started {self.size} processes, but there are {num_samples} calibration samples")
+
 
 ALONE = Ranks()
 
@@ -74,12 +88,8 @@ def local_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def joined(num_samples: int | None = None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started inside this context; alone without it.
-
-    Raises:
-        UserError: more processes than samples.
-    """
+def joined() -> Iterator[Ranks]:
+    """Join the processes that torchrun started inside this context; alone without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
@@ -87,9 +97,6 @@ def joined(num_samples: int | None = None) -> Iterator[Ranks]:
     # While rank 0 measures the model, the others wait for it: days, if need be.
     distributed.init_process_group(backend, timeout=timedelta(days=14))
     try:
-        ranks = Ranks.present()
-        if num_samples is not None and num_samples < ranks.size:
-            raise UserError(f"torchrun started {ranks.size} processes, but there are {num_samples} calibration samples")
-        yield ranks
+        yield Ranks.present()
     finally:
         distributed.destroy_process_group()

@@ -1,9 +1,11 @@
 """The record of a run: everything that is needed to trust its figures, as JSON, written atomically."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -30,10 +32,20 @@ class RunRecord:
 
     `status` is `started` from the beginning, and `success` or `failed` at the end; a record that says `started` long
     after is that of a run that was killed.
+
+    Args:
+        config: the resolved config.
+        overrides: the command line's share in it.
+        choices: the chosen option of every config group, `experiment` among them.
+        digest: of the config, see `digest_of`.
+        tracking: where a tracker keeps the run.
     """
 
     config: dict[str, Any]
     overrides: list[str]
+    choices: dict[str, str | None] = field(default_factory=dict)
+    digest: str = ""
+    tracking: dict[str, str] = field(default_factory=dict)
     status: Literal["started", "success", "failed"] = "started"
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     finished: str | None = None
@@ -68,13 +80,28 @@ class RunRecord:
         self.write(folder)
 
 
-def holds_finished_run(folder: Path) -> bool:
-    """Whether the folder has the record of a run that succeeded."""
+# Settings that say where things are, what they are called or who is told, and change no figure.
+_NOT_OF_THE_RESULTS = frozenset({"name", "tracker", "resume", "cache", "data_dir", "save"})
+
+
+def digest_of(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved config less names, paths and the tracker: equal for runs that give the same figures."""
+
+    def kept(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: kept(value) for key, value in node.items() if key not in _NOT_OF_THE_RESULTS}
+        return [kept(item) for item in node] if isinstance(node, list) else node
+
+    return hashlib.sha256(json.dumps(kept(config), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def successful(folder: Path) -> dict[str, Any] | None:
+    """The record of the run that succeeded in a folder; None if there is none."""
     try:
         record = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("status") == "success"
+        return None
+    return record if isinstance(record, dict) and record.get("status") == "success" else None
 
 
 def package_versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from barber import display
 from barber.api import BlockReport, Report, fitting_batch_size, prune
 from barber.calibration import Calibration, CalibrationSet, TokenSamples, save_samples
-from barber.checkpoint import FOLDER, Checkpoint, Difference, begin
+from barber.checkpoint import FOLDER, Checkpoint, Difference, begin, holds_layers, require_idle
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
 from barber.engine import SOURCE, Engine
@@ -111,12 +111,18 @@ def run(experiment: Experiment, config: dict[str, Any], overrides: list[str], fo
         if not ranks.leads:
             _Run(experiment, record, Tracking(None), folder, ranks).help_along()
             return record
+        require_idle(folder)
         record.write(folder)
         tracking = Tracking(experiment.tracker)
         run_ = _Run(experiment, record, tracking, folder, ranks)
         try:
             run_.carry_out()
             record.finish("success", folder)
+        except torch.OutOfMemoryError as error:
+            message = "out of memory on the device: a smaller batch_size or engine.activations=host needs less"
+            record.error, record.traceback = message, traceback.format_exc()
+            record.finish("failed", folder)
+            raise BarberError(message) from error
         except BaseException as error:
             record.error = str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}"
             record.traceback = traceback.format_exc()
@@ -141,6 +147,7 @@ class _Run:
     ranks: Ranks
     checkpoint: Checkpoint | None = None
     lock: IO[str] | None = None
+    opened: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def carry_out(self) -> None:
@@ -152,7 +159,7 @@ class _Run:
             if experiment.evals is not None:
                 inputs.evaluation = self._prepare_evaluation(experiment.evals, inputs)
             checkpoint = self.checkpoint = self._begin(inputs)
-        self.tracking.start(experiment.name, record.config, self.folder)
+        self.tracking.start(experiment.name, record, self.folder)
         model, weights = self._open(inputs, checkpoint)
         log.info("Loaded %s: %s parameters, %s.", experiment.model, f"{model.num_parameters():,}", model.dtype)
         self._evaluate("dense", model, weights, inputs)
@@ -178,7 +185,8 @@ class _Run:
         finally:
             if self.lock is not None:
                 self.lock.close()
-            shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
+            if self.opened:
+                shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
 
     def help_along(self) -> None:
         """Walk with this process's share of the samples; all else is done by the process that leads."""
@@ -190,7 +198,7 @@ class _Run:
             self._prune(model, weights, inputs, checkpoint)
 
     def _open(self, inputs: Inputs, checkpoint: Checkpoint | None) -> tuple[PreTrainedModel, Weights]:
-        experiment = self.experiment
+        experiment, self.opened = self.experiment, True
         with self.stopwatch("load"), within("model"):
             return experiment.engine.open(experiment.model, inputs.streams, checkpoint, self.folder)
 
@@ -198,7 +206,8 @@ class _Run:
         """Where finished layers go; those of an interrupted run with the same settings are there already."""
         experiment, calibration = self.experiment, inputs.calibration
         keeps = inputs.streams or (experiment.export is not None and experiment.resume == "auto")
-        if calibration is None or not keeps:
+        # Layers that are there already are used whether more are to be kept or not.
+        if calibration is None or not (keeps or self.ranks.told(holds_layers(self.folder))):
             return None
         if self.ranks.leads:
             facts = {key: value for key, value in self.record.config.items() if key not in _NOT_OF_THE_LAYERS}
@@ -243,6 +252,7 @@ class _Run:
             from_file = isinstance(experiment.calibration, TokenSamples)
             keys = ("calibration.path",) if from_file else ("calibration", "calibration.seqlen")
             check_tokens(inputs.calibration.tokens_NL, config, *keys)
+            self.ranks.require_samples(len(inputs.calibration.tokens_NL))
             if experiment.calibration.save is not None and self.ranks.leads:
                 with within("calibration"):
                     save_samples(inputs.calibration, Path(experiment.calibration.save))
@@ -355,6 +365,7 @@ class _Run:
                 on_block=on_block,
                 on_layer=on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
+        self.ranks.meet()  # no file of the checkpoint is removed while another process reads it
         if self.ranks.leads:
             self._note(report)
         return masks

@@ -6,6 +6,7 @@ So the dense weights of one layer at a time are held beside the model, and a fin
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -92,19 +93,19 @@ class LayerWork:
     """A layer in progress.
 
     Args:
-        dense_OI: the linears' dense weights.
-        initial: the linears as the pruner left them.
-        final: the weights that they are left with.
         outputs: room for the outputs of its blocks; those of the first `rebuilt` blocks are there, with the rebuilt
             masks, and those of the one at work with the initial masks.
         targets: room for the dense outputs of the block at work.
+        dense_OI: the linears' dense weights.
+        initial: the linears as the pruner left them.
+        final: the weights that they are left with.
     """
 
     index: int
     layer: Layer
-    dense_OI: dict[str, Tensor]
     outputs: list[Activations]
     targets: Activations | None
+    dense_OI: dict[str, Tensor] = field(default_factory=dict)
     initial: dict[str, Pruned] = field(default_factory=dict)
     final: dict[str, Tensor] = field(default_factory=dict)
     rebuilt: int = 0
@@ -215,12 +216,13 @@ class Walk:
             for index, layer in enumerate(decoder.layers):
                 if index < self.begin:
                     continue
+                # Nothing holds on to the layer before: in float32, with both masks' weights, it is three layers more.
+                work = LayerWork(index, layer, outputs, targets)
                 stored = {linear.name: linear.module.weight.dtype for linear in layer.linears}
                 with torch.inference_mode(False), torch.no_grad(), weights.at_work(index, self.device):
-                    dense_OI = {linear.name: linear.weight_OI for linear in layer.linears}
-                    work = LayerWork(index, layer, dense_OI, outputs, targets)
-                    results = list(self._layer(work, pruned, rebuilt, stored))
-                yield from results
+                    results = deque(self._layer(work, pruned, rebuilt, stored))
+                while results:
+                    yield results.popleft()
         finally:
             weights.finish()
 
@@ -228,6 +230,7 @@ class Walk:
         self, work: LayerWork, pruned: Stream, rebuilt: Stream, stored: dict[str, torch.dtype]
     ) -> Iterator[BlockResult]:
         start = time.perf_counter()
+        work.dense_OI = {linear.name: linear.weight_OI for linear in work.layer.linears}
         self._checks.order({f"{name}: the weight": weight_OI for name, weight_OI in work.dense_OI.items()})
         if self.pruner.statistic is None or not self._one_stream:
             self._prune_layer(work, pruned)
@@ -268,7 +271,7 @@ class Walk:
         figures = torch.stack([figure.double() for figure in [*losses, *zeros, *counts]]).tolist()
         if (failed := self._checks.first_failed()) is not None:
             culprit = self._overflowing(work, block, stream) if failed.endswith(_INITIAL_LOSS) else None
-            raise NumericsError(f"{f'{culprit}: its input or output' if culprit else failed} is NaN or infinite")
+            raise NumericsError(f"{culprit or failed} is NaN or infinite")
         loss_before, loss_after = figures[:2] if losses else (None, None)
         figures = figures[len(losses) :]
         linears = [
@@ -477,16 +480,16 @@ class Walk:
         return Exchanged(final, {name: rebuilt[name].num_exchanged for name in names})
 
     def _overflowing(self, work: LayerWork, block: Block, stream: Stream) -> str | None:
-        """The first linear of a block whose input or output is NaN or infinite with the dense weights."""
+        """The first linear of a block, in words, whose input or output is NaN or infinite with the dense weights."""
         self._assign(block.linears, work.dense_OI, self._gradient)
         number = work.layer.blocks.index(block)
         work.rebuilt = number
         for batch, call in stream.calls(work.index):
             _, _, observed = self._run_dense(work, block, batch, call, with_gradient=False)
             for name, tensors in observed.items():
-                if not all(tensor.isfinite().all() for tensor in tensors):
-                    return name
-        return None
+                for tensor in tensors:
+                    self._checks.order({f"{name}: its input or output": tensor})
+        return self._checks.first_failed()
 
     def _observing(self, linears: list[Linear], stop: bool = True) -> AbstractContextManager[dict[str, InputStatistic]]:
         """The statistic that the pruner needs of the linears' inputs; `stop` when nothing is left to see."""

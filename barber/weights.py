@@ -21,7 +21,7 @@ from barber.decoder import Decoder
 from barber.errors import UserError
 from barber.families import family_of
 from barber.ferry import Ferry
-from barber.models import hollow
+from barber.models import hollow, save_configs, untied
 from barber.tensors import Tensor
 
 Stage = Literal["dense", "pruned", "rebuilt"]
@@ -218,25 +218,23 @@ class Streamed:
     def write(self, folder: Path) -> None:
         """A shard for every layer, one for the rest; the layers' are those of the checkpoint, not copies."""
         assert self._checkpoint is not None
-        rest = untied(self.model, [layer.name for layer in self._layers])
+        rest = untied(self.model, without=[layer.name for layer in self._layers])
         total = len(self._layers) + 1
         index: dict[str, str] = {}
         size = 0
         for number in range(total):
             shard = folder / f"model-{number + 1:05d}-of-{total:05d}.safetensors"
             if number == 0:
-                stored = {self._source.renamed.get(name, name): tensor.contiguous() for name, tensor in rest.items()}
+                stored = {self._source.renamed.get(name, name): tensor for name, tensor in rest.items()}
                 save_file(stored, shard, {"format": "pt"})
             else:
                 _link(self._checkpoint.layer_file(number - 1), shard)
             with safe_open(shard, framework="pt") as file:
                 index |= dict.fromkeys(file.keys(), shard.name)
-            size += shard.stat().st_size
+            size += _bytes_of_tensors(shard)
         head = {"metadata": {"total_size": size}, "weight_map": index}
         (folder / "model.safetensors.index.json").write_text(json.dumps(head, indent=2), encoding="utf-8")
-        self.model.config.save_pretrained(folder)
-        if self.model.generation_config is not None:
-            self.model.generation_config.save_pretrained(folder)
+        save_configs(self.model, folder)
 
     def _stored(self, index: int) -> dict[str, Tensor]:
         if self._stage == "dense" or self._checkpoint is None or index >= self._checkpoint.num_finished:
@@ -278,7 +276,7 @@ class TensorFolder:
     ) -> None:
         self.folder, self._base, self._dtype, self.renamed = folder, base, dtype, dict(renamed or {})
         self._files: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in _files_of_the_model(folder):
             with safe_open(file, framework="pt") as opened_file:
                 self._files |= dict.fromkeys(opened_file.keys(), file)
 
@@ -295,15 +293,19 @@ class TensorFolder:
         """
         stored = self.find(name)
         if stored is None:
-            raise UserError(
-                f"must hold every weight of the model by its name; {self.folder} has no {name}; "
-                "with engine.streaming=false transformers may find it under another",
-                field="path",
-            )
+            raise self.misses(name)
         # Opened anew each time: a mapped file counts as memory of the process.
         with safe_open(self._files[stored], framework="pt") as file:
             tensor: Tensor = file.get_tensor(stored)
         return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype is not None else tensor.clone()
+
+    def misses(self, name: str) -> UserError:
+        """The error of a tensor that is not there."""
+        return UserError(
+            f"must hold every weight of the model by its name; {self.folder} has no {name}; "
+            "with engine.streaming=false transformers may find it under another",
+            field="path",
+        )
 
     def tensors(self, layer: Layer) -> dict[str, Tensor]:
         """All tensors of a layer, by their names in the model."""
@@ -323,32 +325,24 @@ def opened(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | None) ->
     model = hollow(config, dtype)
     source = TensorFolder(folder, model.base_model_prefix, dtype, family_of(config).stored_as)
     layers = Decoder(model).layers
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    missing: set[str] = set()
     for name, tensor in model.state_dict().items():
-        if any(name.startswith(f"{layer.name}.") for layer in layers) or tensor.device.type != "meta":
+        if tensor.device.type != "meta":
             continue
-        if name in tied and source.find(name) is None:
-            continue
-        parent, _, leaf = name.rpartition(".")
-        model.get_submodule(parent).load_state_dict({leaf: source.tensor(name)}, strict=False, assign=True)
-    model.tie_weights()
+        if source.find(name) is None:
+            missing.add(name)
+        elif not any(name.startswith(f"{layer.name}.") for layer in layers):
+            parent, _, leaf = name.rpartition(".")
+            model.get_submodule(parent).load_state_dict({leaf: source.tensor(name)}, strict=False, assign=True)
+    # As from_pretrained does it: whichever of two tied tensors is there serves both, two that differ are not tied.
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        raise source.misses(min(missing))
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval(), source
-
-
-def untied(model: PreTrainedModel, without: list[str]) -> dict[str, Tensor]:
-    """The state dict less the tensors whose names begin with one of `without`, each stored tensor once."""
-    kept: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if any(name.startswith(f"{prefix}.") for prefix in without) or tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        kept[name] = tensor.cpu()
-    return kept
 
 
 @contextmanager
@@ -363,6 +357,24 @@ def resident(module: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for tensor, home in zip(tensors, homes, strict=True):
             tensor.data = home
+
+
+def _files_of_the_model(folder: Path) -> list[Path]:
+    """Those that transformers reads: one file, or those that its index names; other files may lie beside them."""
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    if (index := folder / "model.safetensors.index.json").is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if absent := [name for name in sorted(names) if not (folder / name).is_file()]:
+            raise UserError(f"must hold the files that {index} names; {absent[0]} is not there", field="path")
+        return [folder / name for name in sorted(names)]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _bytes_of_tensors(file: Path) -> int:
+    """The size of a safetensors file less its head, whose length it begins with."""
+    with file.open("rb") as opened_file:
+        return file.stat().st_size - 8 - int.from_bytes(opened_file.read(8), "little")
 
 
 def _put(weight_OI: Tensor, difference: Difference) -> Difference:

@@ -1,9 +1,14 @@
 """Settings of the whole suite."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
+
+# Before anything imports Triton: where there is no GPU its interpreter runs the kernel.
+if find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The models are tiny and pytest-xdist runs a process a core: more threads would only be in each other's way.
 torch.set_num_threads(1)

@@ -134,7 +134,6 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.xfail(strict=True, reason="_OnDisk.__getitem__ reads on for ever where the file ends")
 def test_a_file_that_is_too_short_is_no_endless_loop(tmp_path: Path) -> None:
     activations = Shelf("disk", CPU, torch.float32, tmp_path).empty(3, 2, 4)
     with at_most(0.3), suppress(OSError):

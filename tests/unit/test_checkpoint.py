@@ -463,7 +463,6 @@ def test_settings_that_cannot_be_read_are_those_of_no_run(content: str, tmp_path
     assert json.loads((tmp_path / "run" / FOLDER / "settings.json").read_text()) == json.loads(json.dumps(FACTS))
 
 
-@pytest.mark.xfail(strict=True, reason="begin() leaves the layers of a checkpoint whose settings.json is gone")
 def test_layers_whose_settings_are_unknown_are_not_taken_over(tmp_path: Path) -> None:
     interrupted(tmp_path / "run", layers=2)
     (tmp_path / "run" / FOLDER / "settings.json").unlink()
@@ -514,7 +513,6 @@ def test_it_passes_over_other_settings_and_runs_that_still_go_on_and_those_witho
     assert source == tmp_path / FIRST
 
 
-@pytest.mark.xfail(strict=True, reason="begin() cannot rename onto a folder that holds something")
 def test_a_folder_where_a_run_came_to_nothing_takes_over_another_one_all_the_same(tmp_path: Path) -> None:
     interrupted(tmp_path / FIRST)
     interrupted(tmp_path / SECOND, FACTS | {"batch_size": 7}, layers=0)

@@ -240,7 +240,6 @@ def test_a_head_that_is_stored_beside_the_embedding_that_it_equals_may_be_tied(t
     assert_the_same(found.tensors(), expected.tensors())
 
 
-@pytest.mark.xfail(strict=True, reason="opened() ties what transformers does not tie, as both tensors are there")
 def test_a_head_that_is_stored_beside_another_embedding_is_not_tied(tmp_path: Path) -> None:
     source = save("gemma2", tmp_path / "model")
     rewrite(source, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1})
@@ -250,7 +249,6 @@ def test_a_head_that_is_stored_beside_another_embedding_is_not_tied(tmp_path: Pa
     assert torch.equal(model.model.embed_tokens.weight, expected.model.embed_tokens.weight)
 
 
-@pytest.mark.xfail(strict=True, reason="opened() wants the embedding, where transformers takes the head in its place")
 def test_the_head_alone_is_enough_where_the_embedding_is_tied_to_it(tmp_path: Path) -> None:
     source = save("gemma2", tmp_path / "model")
     expected = AutoModelForCausalLM.from_pretrained(source)
@@ -260,7 +258,6 @@ def test_the_head_alone_is_enough_where_the_embedding_is_tied_to_it(tmp_path: Pa
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-@pytest.mark.xfail(strict=True, reason="TensorFolder reads all safetensors of a folder, the last by name counts")
 def test_files_that_are_not_of_the_model_are_not_looked_at(tmp_path: Path) -> None:
     source = save("llama", tmp_path / "model")
     tensors = load_file(source / "model.safetensors")
@@ -279,7 +276,6 @@ def test_a_folder_without_a_tensor_is_refused_by_its_name(missing: str, tmp_path
     assert f"{source} has no {missing};" in str(refusal.value)
 
 
-@pytest.mark.xfail(strict=True, reason="opened() looks for the tensors outside of the layers alone")
 def test_so_is_one_without_a_tensor_of_a_layer_before_the_walk_begins(tmp_path: Path) -> None:
     source = save("llama", tmp_path / "model")
     missing = "model.layers.1.mlp.up_proj.weight"
@@ -348,7 +344,6 @@ def test_one_layer_at_a_time_is_in_memory(name: str, tmp_path: Path) -> None:
     assert_empty(model)
 
 
-@pytest.mark.xfail(strict=True, reason="Walk.__iter__ and prune() hold the results of a layer through the next one")
 @pytest.mark.parametrize("streams", [False, True], ids=["in memory", "streamed"])
 def test_nothing_of_a_finished_layer_is_held_through_the_next_one(streams: bool, tmp_path: Path) -> None:
     """Its dense, its initially pruned and its final weights in float32 are three layers more in memory."""
@@ -524,7 +519,6 @@ def test_the_folder_is_that_of_a_model_in_memory_but_for_its_shards(name: str, t
     assert sorted(index["weight_map"]) == sorted(stored_names(folders[1]))
 
 
-@pytest.mark.xfail(strict=True, reason="Streamed.write() adds up the sizes of the files, their heads included")
 def test_the_index_tells_the_bytes_of_all_tensors(tmp_path: Path) -> None:
     out = written(streamed(save("llama", tmp_path / "model"), tmp_path / "checkpoint"), tmp_path / "out")
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -532,7 +526,6 @@ def test_the_index_tells_the_bytes_of_all_tensors(tmp_path: Path) -> None:
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors)
 
 
-@pytest.mark.xfail(strict=True, reason="Streamed.write() saves the config as it is; save_pretrained puts in the class")
 def test_a_config_without_the_models_class_gets_it(tmp_path: Path) -> None:
     random = RandomModel("llama", {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 48} | HEADS)
     source, _ = random.folder(tmp_path / "model")
