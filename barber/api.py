@@ -14,6 +14,7 @@ from barber.checkpoint import Checkpoint, Difference
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
 from barber.errors import UserError
+from barber.initial import InitialMasks
 from barber.memory import physical_memory
 from barber.patterns import Pattern
 from barber.precision import Precision
@@ -94,6 +95,7 @@ def prune(
     scratch: Path | None = None,
     weights: Weights | None = None,
     checkpoint: Checkpoint | None = None,
+    initial: InitialMasks | None = None,
     on_block: Callable[[BlockReport, BlockResult | None], None] | None = None,
     on_layer: Callable[[int, dict[str, Difference]], None] | None = None,
 ) -> Report:
@@ -116,6 +118,7 @@ def prune(
         scratch: a folder for the files of `disk`.
         weights: where the layers' weights are; None: in the model.
         checkpoint: gets every finished layer; those that it has are not computed again.
+        initial: the initial masks, if they are known, or a folder to keep them in; for `schedule="paper"`.
         on_block: called with the report and the masks of every finished block; without masks (None) where the
             checkpoint had it.
         on_layer: called with where the initially pruned weights of a finished layer differ from the final ones.
@@ -155,6 +158,7 @@ def prune(
         shelf=Shelf(activations, place, forward.dtype, scratch),
         schedule=schedule,
         keep_graphs=graphs_fit(model.config, tokens_BL, place),
+        initial=initial,
         begin=begin,
         restore=partial(checkpoint.restore, batch_size=size, num_samples=len(tokens_BL)) if checkpoint else None,
     )

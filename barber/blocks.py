@@ -29,13 +29,16 @@ class Linear:
     @property
     def weight_OI(self) -> Tensor:
         """The weight, a view of the module's own."""
-        weight = self.module.weight.data
+        return self.turned(self.module.weight.data)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """A weight as it is stored, as a view (O, I); and the other way round."""
         return weight.T if isinstance(self.module, Conv1D) else weight
 
     def assign(self, weight_OI: Tensor, dtype: torch.dtype = torch.float32) -> None:
         """Let the module use this tensor as its weight; nothing is copied unless the dtype is another."""
         weight_OI = weight_OI.to(dtype)
-        self.module.weight.data = weight_OI.T if isinstance(self.module, Conv1D) else weight_OI
+        self.module.weight.data = self.turned(weight_OI)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from barber.cache import Cache
 from barber.errors import UserError
 from barber.sources import DataSet
 from barber.tensors import Tensor
@@ -47,8 +48,8 @@ class Calibration(Protocol):
         """A file to keep it in."""
         ...
 
-    def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
-        """Draw or read the samples."""
+    def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
+        """Draw or read the samples; `cache` keeps the token ids of whole texts for later runs."""
         ...
 
 
@@ -73,8 +74,8 @@ class TextWindows:
     def __post_init__(self) -> None:
         _check_windows(self.nsamples, self.seqlen, self.save)
 
-    def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
-        text = self.text.tokens(tokenizer)
+    def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
+        text = self.text.tokens(tokenizer, cache)
         count = len(text.tokens_T)
         if count < self.seqlen:
             raise UserError(
@@ -107,7 +108,7 @@ class DocumentWindows:
     def __post_init__(self) -> None:
         _check_windows(self.nsamples, self.seqlen, self.save)
 
-    def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
+    def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
         rows = self.data.rows()
         generator = torch.Generator().manual_seed(self.seed)
         # Documents that turned out too short are not drawn again: an endless search ends, the chances are the same.
@@ -151,7 +152,7 @@ class TokenSamples:
             raise UserError(f"must be at least 1, not {self.nsamples}", field="nsamples")
         _check_save(self.save)
 
-    def sample(self, tokenizer: PreTrainedTokenizerBase | None) -> CalibrationSet:
+    def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
         tokens_NL = read_token_file(self.path)
         shape = list(tokens_NL.shape)
         if tokens_NL.ndim != 2 or min(shape) < 1:

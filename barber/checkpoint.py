@@ -163,7 +163,15 @@ class Checkpoint:
             return
         share = self.ranks.share(num_samples)
         with _reading(self._path("activations", index)) as path, safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+            kept = list(file.keys())
+            distinct = len({id(stream) for stream in streams.values()})
+            if distinct > len(kept):  # the initial masks were known when it began, and are not any more
+                raise UserError(
+                    f"hydra.run.dir holds an unfinished run whose initial masks were kept in the cache and are gone; "
+                    f"remove {self.folder} to begin anew"
+                )
+            # Where one stream is left of two, it is that of the rebuilding.
+            for name in kept if distinct == len(kept) else kept[-1:]:
                 stream, values = streams[name], file.get_slice(name)
                 for batch in batches(stream.shape[0], batch_size):
                     stream[batch] = values[share.start + batch.start : share.start + batch.stop]

@@ -5,7 +5,6 @@ Every source gives its config first, which is cheap, so that a run is checked be
 
 import copy
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -34,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from barber.cache import cache_folder
 from barber.errors import UserError
 from barber.hub import offline_if_unreachable
 from barber.tensors import Tensor
@@ -267,12 +267,6 @@ class RandomModel:
         scratch.mkdir(parents=True, exist_ok=True)
         _save(self.load(), scratch)
         return scratch, None
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `BARBER_CACHE`, by default `barber` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "barber"
-    return Path(os.environ.get("BARBER_CACHE") or default)
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:

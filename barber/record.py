@@ -39,6 +39,7 @@ class RunRecord:
         choices: the chosen option of every config group, `experiment` among them.
         digest: of the config, see `digest_of`.
         tracking: where a tracker keeps the run.
+        initial: whether the initial masks were computed or known from another run; None: they cost nothing to keep.
     """
 
     config: dict[str, Any]
@@ -55,6 +56,7 @@ class RunRecord:
     seeds: dict[str, int | None] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     resumed: dict[str, Any] | None = None
+    initial: Literal["computed", "kept"] | None = None
     sparsity: dict[str, Any] | None = None
     linears: dict[str, dict[str, int]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)

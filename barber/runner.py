@@ -7,7 +7,8 @@ import platform
 import random
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber import display
 from barber.api import BlockReport, Report, fitting_batch_size, prune
+from barber.cache import Cache
 from barber.calibration import Calibration, CalibrationSet, TokenSamples, save_samples
 from barber.checkpoint import FOLDER, Checkpoint, Difference, begin, holds_layers, require_idle
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
@@ -26,8 +28,10 @@ from barber.decoder import Decoder
 from barber.engine import SOURCE, Engine
 from barber.errors import BarberError, UserError, within
 from barber.evals import Evaluation, Prepared
+from barber.evals.cache import ResultCache
 from barber.export import HuggingFaceFolder, MaskFile, model_card
 from barber.families import family_of
+from barber.initial import InitialMasks
 from barber.models import ModelSource, skeleton
 from barber.patterns import Pattern
 from barber.plots import plot_block_errors, plot_losses
@@ -59,6 +63,7 @@ class Experiment:
         engine: what is kept where.
         resume: `auto`: a run that exports or streams keeps its finished layers until it is done, and goes on with those
             of the same run that was interrupted; `never`: it does neither.
+        cache: keeps for other runs what they would compute alike; None: nothing is kept or taken.
         seed: of everything random that has no seed of its own.
     """
 
@@ -78,6 +83,7 @@ class Experiment:
     schedule: Schedule = "paper"
     engine: Engine = field(default_factory=Engine)
     resume: Literal["auto", "never"] = "auto"
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -135,7 +141,7 @@ def run(experiment: Experiment, config: dict[str, Any], overrides: list[str], fo
 
 
 # Settings that finished layers do not depend on.
-_NOT_OF_THE_LAYERS = ("name", "tracker", "evals", "export", "resume")
+_NOT_OF_THE_LAYERS = ("name", "tracker", "evals", "export", "resume", "cache")
 
 
 @dataclass
@@ -248,7 +254,7 @@ class _Run:
             inputs = Inputs(device, tokenizer, experiment.engine.streams(experiment.model))
         if experiment.pruner is not None:
             with within("calibration"):
-                inputs.calibration = experiment.calibration.sample(tokenizer)
+                inputs.calibration = experiment.calibration.sample(tokenizer, experiment.cache)
             from_file = isinstance(experiment.calibration, TokenSamples)
             keys = ("calibration.path",) if from_file else ("calibration", "calibration.seqlen")
             check_tokens(inputs.calibration.tokens_NL, config, *keys)
@@ -262,7 +268,7 @@ class _Run:
     def _prepare_evaluation(self, evals: Evaluation, inputs: Inputs) -> Prepared:
         """Read the texts and the tasks' data."""
         with within("evals"):
-            prepared = evals.prepare(inputs.tokenizer, self.folder / "tasks")
+            prepared = evals.prepare(inputs.tokenizer, self.folder / "tasks", self.experiment.cache)
         config = self.experiment.model.config()
         for name, windows in prepared.windows.items():
             key = f"evals.texts.{name}" + (".path" if isinstance(evals.texts[name], TokenFile) else "")
@@ -329,6 +335,7 @@ class _Run:
             self.stopwatch("walk"),
             display.progress(visible=self.ranks.leads) as progress,
             path.open("w", encoding="utf-8") as lines,
+            ExitStack() as stack,
         ):
             task = progress.add_task("Pruning, block by block", total=2 * num_layers)
 
@@ -347,6 +354,7 @@ class _Run:
                 if isinstance(experiment.export, MaskFile):
                     experiment.export.collect(masks, differences)
 
+            initial = stack.enter_context(self._initial_masks(model, weights, inputs, batch_size))
             weights.restore()
             report = prune(
                 model,
@@ -362,6 +370,7 @@ class _Run:
                 scratch=self.folder,
                 weights=weights,
                 checkpoint=checkpoint,
+                initial=initial,
                 on_block=on_block,
                 on_layer=on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
@@ -369,6 +378,36 @@ class _Run:
         if self.ranks.leads:
             self._note(report)
         return masks
+
+    @contextmanager
+    def _initial_masks(
+        self, model: PreTrainedModel, weights: Weights, inputs: Inputs, batch_size: int
+    ) -> Iterator[InitialMasks | None]:
+        """The initial masks that other runs have kept, or a place to keep them for others.
+
+        None where they are cheap, and where several processes need not share a disk.
+        """
+        experiment = self.experiment
+        cache, pruner, calibration = experiment.cache, experiment.pruner, inputs.calibration
+        interleaves = experiment.schedule == "interleaved" and experiment.rebuild is not None
+        if cache is None or pruner is None or pruner.statistic is None or interleaves or self.ranks.size > 1:
+            yield None
+            return
+        assert calibration is not None
+        dense = inputs.evaluation.dense if inputs.evaluation is not None else None
+        with weights.showing("dense"):
+            facts = (dense or ResultCache(cache, model, inputs.device, weights)).facts
+        facts = facts | {"calibration": calibration.digest, "pruner": repr(pruner), "pattern": repr(experiment.pattern)}
+        facts |= {"precision": self.record.machine["precision"], "batch_size": batch_size}
+        entry = cache.entry("initial", facts)
+        with entry.opened("the initial masks") as complete:
+            if complete:
+                log.info("The initial masks are known from another run.")
+            self.record.initial = "kept" if complete else "computed"
+            masks = InitialMasks(entry.folder, complete)
+            yield masks
+            if not complete and masks.has_all(len(Decoder(model).layers)):
+                entry.complete()
 
     def _note(self, report: Report) -> None:
         self.record.walk_seconds = report.seconds

@@ -1,20 +1,27 @@
 """Texts, for calibration and for evaluation: where they come from, and their token ids."""
 
 import glob
+import hashlib
+import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import tokenizers
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from barber import wikipedia
+from barber.cache import Cache, Entry
 from barber.errors import UserError
 from barber.sources import DataSet, kind_of, open_text, read_column
 from barber.tensors import Tensor
+
+log = logging.getLogger("barber")
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class Tokens:
 class Text(Protocol):
     """A text that can be tokenised."""
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
-        """The token ids of the whole text."""
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
+        """The token ids of the whole text; `cache` keeps them for later runs."""
         ...
 
 
@@ -51,9 +58,9 @@ class Corpus:
         if self.max_windows is not None and self.max_windows < 1:
             raise UserError(f"must be at least 1, not {self.max_windows}", field="max_windows")
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         rows = self.data.rows()
-        return Tokens(tokenise(self.separator.join(rows.texts), tokenizer), rows.source)
+        return Tokens(tokenise(self.separator.join(rows.texts), tokenizer, cache), rows.source)
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class OfflineText:
 
     part: Literal["calibration", "evaluation"]
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
-        tokens_T = tokenise("\n\n".join(wikipedia.part(self.part)), tokenizer)
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
+        tokens_T = tokenise("\n\n".join(wikipedia.part(self.part)), tokenizer, cache)
         return Tokens(tokens_T, f"Wikipedia articles in gensim's test data, {self.part} part")
 
 
@@ -102,7 +109,7 @@ class TextFiles:
     path: str
     column: str = "text"
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         root = Path(self.path)
         if root.is_dir():
             files = sorted(path for path in root.rglob("*") if path.is_file() and kind_of(path) in _TEXT_KINDS)
@@ -116,7 +123,7 @@ class TextFiles:
         texts = [text for file in files for text in self._read(file)]
         if not any(text.strip() for text in texts):
             raise UserError(f"must be text files with text in them; {self.path} is empty", field="path")
-        return Tokens(tokenise("\n\n".join(texts), tokenizer), f"text files {self.path}")
+        return Tokens(tokenise("\n\n".join(texts), tokenizer, cache), f"text files {self.path}")
 
     def _read(self, file: Path) -> list[str]:
         if kind_of(file) in _ROW_KINDS:
@@ -142,7 +149,7 @@ class TokenFile:
 
     path: str
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         return Tokens(read_token_file(self.path).flatten(), f"token ids of {self.path}")
 
 
@@ -167,8 +174,11 @@ def read_token_file(path: str) -> Tensor:
     return tokens.long()
 
 
-def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tensor:
     """The token ids of a text, (T,) int64; special tokens as the tokenizer adds them to one text.
+
+    Args:
+        cache: keeps them for later runs, found by the text and the tokenizer.
 
     Raises:
         UserError: the model has no tokenizer.
@@ -182,6 +192,39 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can hold it, tokenizers do not take it for text
         raise UserError(f"there is text that is no Unicode ({error})") from error
-    ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
-    assert isinstance(ids, Tensor)
-    return ids.long()
+
+    def make() -> Tensor:
+        ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
+        assert isinstance(ids, Tensor)
+        return ids.long()
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if cache is None or backend is None:
+        return make()
+    facts = {"text": _sha256(text), "tokenizer": _sha256(backend.to_str()), "tokenizers": tokenizers.__version__}
+    return _kept(cache.entry("tokens", facts), make)
+
+
+def _kept(entry: Entry, make: Callable[[], Tensor]) -> Tensor:
+    file = entry.folder / "tokens.safetensors"
+
+    def read() -> Tensor | None:
+        try:
+            return load_file(file)["tokens"]
+        except (OSError, KeyError, SafetensorError):
+            return None
+
+    def make_and_keep() -> Tensor:
+        tokens_T = make()
+        try:
+            save_file({"tokens": tokens_T}, file)
+            entry.complete()
+        except (OSError, SafetensorError) as error:
+            log.warning("The token ids are not kept for other runs: %s", error)
+        return tokens_T
+
+    return entry.read_or_make("the token ids of a text", read, make_and_keep)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -20,6 +20,7 @@ from barber.activations import Activations, Shelf
 from barber.blocks import Block, Call, Layer, Linear
 from barber.decoder import Decoder, LayerInputs
 from barber.errors import NumericsError
+from barber.initial import InitialMasks
 from barber.memory import keep_freed_memory
 from barber.numerics import FiniteChecks
 from barber.patterns import Pattern
@@ -156,6 +157,8 @@ class Walk:
             on the inputs that the rebuilding has, block by block; the dense pass serves both then.
         keep_graphs: for `interleaved`, keep the dense passes of all samples until the mask is known, instead of
             running them again.
+        initial: initial masks that are kept across runs: read where they are complete, otherwise written. Not for
+            `interleaved`, whose initial masks depend on the rebuilding.
         begin: the layer to begin with, the ones before it being finished.
         restore: fills the streams, by name, where `begin` is not 0.
     """
@@ -172,6 +175,7 @@ class Walk:
     shelf: Shelf | None = None
     schedule: Schedule = "paper"
     keep_graphs: bool = True
+    initial: InitialMasks | None = None
     begin: int = 0
     restore: Callable[[dict[str, Activations]], None] | None = None
     streams: dict[str, Activations] = field(default_factory=dict, init=False)
@@ -181,8 +185,15 @@ class Walk:
         self.stopwatch = Stopwatch(self.device)
         self._forward, self._gradient = self.precision.on(self.device)
         self._checks = FiniteChecks(self.ranks)
-        # One stream is enough where the initial mask needs no inputs, and where it may have those of the rebuilding.
-        self._one_stream = self.schedule == "interleaved" and self.rebuild is not None
+        self._interleaves = self.schedule == "interleaved" and self.rebuild is not None
+        assert self.initial is None or not self._interleaves
+        self._knows_initial = self.initial is not None and self.initial.complete
+        # The initial masks need inputs of their own where they are not known and may not have those of the rebuilding.
+        self._two_streams = (
+            self.rebuild is not None
+            and self.pruner.statistic is not None
+            and not (self._interleaves or self._knows_initial)
+        )
 
     def __iter__(self) -> Iterator[BlockResult]:
         """Prune and rebuild layer by layer; give the results of a layer's blocks when the layer is done.
@@ -205,7 +216,7 @@ class Walk:
             if self.rebuild is not None:
                 targets = shelf.empty(*inputs.hidden.shape)
                 outputs = [shelf.empty(*inputs.hidden.shape) for _ in decoder.layers[0].blocks]
-                if self.pruner.statistic is not None and not self._one_stream:
+                if self._two_streams:
                     rebuilt = Stream(inputs, shelf.empty(*inputs.hidden.shape), self.batch_size)
                     for batch in batches(len(tokens_NL), self.batch_size):
                         rebuilt.hidden[batch] = pruned.hidden[batch]
@@ -232,8 +243,13 @@ class Walk:
         start = time.perf_counter()
         work.dense_OI = {linear.name: linear.weight_OI for linear in work.layer.linears}
         self._checks.order({f"{name}: the weight": weight_OI for name, weight_OI in work.dense_OI.items()})
-        if self.pruner.statistic is None or not self._one_stream:
+        if self.initial is not None and self.initial.complete:
+            with self.stopwatch("select"):
+                work.initial = self.initial.read(work.index, work.dense_OI)
+        elif self.pruner.statistic is None or not self._interleaves:
             self._prune_layer(work, pruned)
+            if self.initial is not None:
+                self.initial.write(work.index, work.dense_OI, work.initial)
         for block in work.layer.blocks:
             if self.rebuild is None:
                 exchanged = Exchanged({linear.name: work.initial[linear.name] for linear in block.linears}, {})
@@ -329,8 +345,8 @@ class Walk:
 
         Returns the linears with their new masks, and the block's losses with the initial and the rebuilt masks.
         """
-        needs_inputs = self.pruner.statistic is not None and self._one_stream
-        compare = self._prune_and_compare if needs_inputs else self._compare
+        without_mask = self.pruner.statistic is not None and self._interleaves
+        compare = self._prune_and_compare if without_mask else self._compare
         compared = compare(work, block, stream, rebuild.metric.needs_gradient)
         with self.stopwatch("exchange"):
             exchanged = self._exchange(work, block, rebuild, compared.gradient_OI)

@@ -178,10 +178,6 @@ class Streamed:
         with self._filled(self._layers[index], self._stored(index), device):
             self._resident = index
             try:
-                if self._stage == "pruned" and self._checkpoint is not None:
-                    differences = self._checkpoint.differences(index)
-                    for linear in self._layers[index].linears:
-                        _put(linear.weight_OI, differences[linear.name])
                 yield
             finally:
                 self._resident = None
@@ -239,7 +235,12 @@ class Streamed:
     def _stored(self, index: int) -> dict[str, Tensor]:
         if self._stage == "dense" or self._checkpoint is None or index >= self._checkpoint.num_finished:
             return self._source.tensors(self._layers[index])
-        return self._checkpoint.layer(index)
+        tensors = self._checkpoint.layer(index)
+        if self._stage == "pruned":
+            differences = self._checkpoint.differences(index)
+            for linear in self._layers[index].linears:
+                _put(linear.turned(tensors[f"{linear.name}.weight"]), differences[linear.name])
+        return tensors
 
     @contextmanager
     def _filled(self, layer: Layer, tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[None]:

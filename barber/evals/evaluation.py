@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.activations import Place
+from barber.cache import Cache
 from barber.decoder import Decoder
 from barber.errors import UserError, within
 from barber.evals.agreement import Agreement, Divergence, Reference
-from barber.evals.cache import DenseCache
+from barber.evals.cache import ResultCache, keep, kept_results, kept_tensors
 from barber.evals.forward import Forward
 from barber.evals.perplexity import Perplexity
 from barber.evals.placement import Placement, goes_by_layer, placed
@@ -23,6 +24,7 @@ from barber.evals.tasks import Tasks
 from barber.evals.watch import Watch
 from barber.evals.windows import WindowProtocol, Windows
 from barber.evals.zero_shot import ZeroShot
+from barber.products import fast_linears
 from barber.texts import Text
 from barber.weights import Stage, Weights
 
@@ -46,7 +48,6 @@ class Evaluation:
         batch_size: windows that go through the model together; None: as many as have 2048 tokens.
         placement: `whole`: the model as a whole on the device; `layers`: one decoder layer at a time; `auto`: whole
             where its weights fit.
-        cache: keep the dense model's results for later runs, and use them.
     """
 
     stages: Sequence[Stage]
@@ -58,7 +59,6 @@ class Evaluation:
     sample: Sample | None = None
     batch_size: int | None = None
     placement: Placement = "auto"
-    cache: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -71,8 +71,11 @@ class Evaluation:
         """Whether anything is measured on texts."""
         return self.perplexity or self.agreement is not None
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase | None, out: Path) -> "Prepared":
+    def prepare(self, tokenizer: PreTrainedTokenizerBase | None, out: Path, cache: Cache | None = None) -> "Prepared":
         """Read the texts and the tasks' data; configs of tasks with local data are written to `out`.
+
+        Args:
+            cache: keeps token ids and results for later runs; None: nothing is kept.
 
         Raises:
             UserError: something that is measured on is not to be had.
@@ -80,7 +83,7 @@ class Evaluation:
         windows = {}
         for name, text in self.texts.items() if self.reads_texts else ():
             with within(f"texts.{name}"):
-                tokens = text.tokens(tokenizer)
+                tokens = text.tokens(tokenizer, cache)
             windows[name] = self.windows.cut(text, tokens, tokenizer)
         tasks = None
         if self.zero_shot is not None:
@@ -88,7 +91,7 @@ class Evaluation:
                 raise UserError("needs a tokenizer and the model has none", field="zero_shot")
             with within("zero_shot"):
                 tasks = self.zero_shot.prepare(out)
-        return Prepared(self, tokenizer, windows, tasks)
+        return Prepared(self, tokenizer, windows, tasks, cache)
 
 
 @dataclass
@@ -99,6 +102,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase | None
     windows: dict[str, Windows]
     tasks: Tasks | None
+    cache: Cache | None = None
+    dense: ResultCache | None = None
     references: dict[str, Reference] = field(default_factory=dict)
 
     def reports(self, stage: str) -> bool:
@@ -125,9 +130,9 @@ class Prepared:
         if not (self.reports(stage) or compares):
             return {}
         by_layer = goes_by_layer(self.spec.placement, model, device, weights)
-        cache = DenseCache.of(model, device, weights) if stage == "dense" and self.spec.cache else None
+        cache = self._results_of(stage, model, device, weights)
         results: dict[str, Any] = {}
-        with placed(model, device, by_layer, weights), torch.no_grad():
+        with placed(model, device, by_layer, weights), torch.no_grad(), fast_linears(list(model.modules()), device):
             forward = partial(Forward, model, device, by_layer=by_layer, weights=weights)
             forward = partial(forward, activations=activations, scratch=scratch)
             measurement = _Measurement(self, stage, model, forward, by_layer, cache, watch)
@@ -142,6 +147,18 @@ class Prepared:
                 results["sample"] = self.spec.sample.evaluate(model, self.tokenizer)
         return results
 
+    def _results_of(
+        self, stage: Stage, model: PreTrainedModel, device: torch.device, weights: Weights | None
+    ) -> ResultCache | None:
+        """The cache for the model as it is now; the rebuilt one is what a run is about, and always measured."""
+        if self.cache is None or stage == "rebuilt":
+            return None
+        cache = ResultCache(self.cache, model, device, weights)
+        if stage == "dense":
+            self.dense = cache
+        _ = cache.facts  # of the weights that are there now
+        return cache
+
 
 @dataclass(frozen=True)
 class _Measurement:
@@ -152,7 +169,7 @@ class _Measurement:
     model: PreTrainedModel
     forward: Callable[..., Forward]
     by_layer: bool
-    cache: DenseCache | None
+    cache: ResultCache | None
     watch: Watch
 
     def on_text(self, name: str) -> dict[str, Any]:
@@ -162,24 +179,33 @@ class _Measurement:
         if self.cache is None:
             return self._run(name, batch_size)
         positions = spec.agreement.block_positions if spec.agreement else None
+        dense = self.prepared.dense
         entry = self.cache.entry(
             windows=windows.digest,
             perplexity=spec.perplexity,
             agreement=positions,
+            compared_with=dense.facts["model"] if dense and self.stage != "dense" and spec.agreement else None,
             batch_size=batch_size,
             by_layer=self.by_layer,
         )
-        known, tensors = entry.results(), entry.tensors() if spec.agreement else None
-        if known is not None and (tensors is not None or spec.agreement is None):
+        has_reference = spec.agreement is not None and self.stage == "dense"
+
+        def read() -> dict[str, Any] | None:
+            known, tensors = kept_results(entry), kept_tensors(entry) if has_reference else None
+            if known is None or (has_reference and tensors is None):
+                return None
             if tensors is not None:
                 self.prepared.references[name] = Reference.of(tensors)
             # where the text was found this time may differ; the token ids do not
             measured = {kind: result | windows.protocol for kind, result in known["results"].items()}
             return {kind: result | {"cached": known["measured"]} for kind, result in measured.items()}
-        results = self._run(name, batch_size)
-        reference = self.prepared.references.get(name)
-        entry.save(results, reference.tensors() if reference else None)
-        return results
+
+        def make() -> dict[str, Any]:
+            results = self._run(name, batch_size)
+            keep(entry, results, self.prepared.references[name].tensors() if has_reference else None)
+            return results
+
+        return entry.read_or_make(f"the {self.stage} model's results on {name}", read, make)
 
     def _run(self, name: str, batch_size: int) -> dict[str, Any]:
         spec, windows = self.prepared.spec, self.prepared.windows[name]
@@ -213,12 +239,17 @@ class _Measurement:
         if self.cache is None:
             return spec.evaluate(self.model, tokenizer, tasks, self.watch)
         entry = self.cache.entry(zero_shot=spec.facts(tasks, tokenizer))
-        if (known := entry.results()) is not None:
-            kept: dict[str, Any] = known["results"]
-            return kept | {"cached": known["measured"]}
-        results = spec.evaluate(self.model, tokenizer, tasks, self.watch)
-        entry.save(results)
-        return results
+
+        def read() -> dict[str, Any] | None:
+            known = kept_results(entry)
+            return None if known is None else known["results"] | {"cached": known["measured"]}
+
+        def make() -> dict[str, Any]:
+            results = spec.evaluate(self.model, tokenizer, tasks, self.watch)
+            keep(entry, results)
+            return results
+
+        return entry.read_or_make(f"the {self.stage} model's accuracies", read, make)
 
 
 def evaluation(
@@ -234,7 +265,6 @@ def evaluation(
     sample: Sample | None = None,
     batch_size: int | None = None,
     placement: Placement = "auto",
-    cache: bool = True,
 ) -> Evaluation:
     """An evaluation from one flat set of options; those of the windows are `WindowProtocol`'s."""
     return Evaluation(
@@ -247,5 +277,4 @@ def evaluation(
         sample=sample,
         batch_size=batch_size,
         placement=placement,
-        cache=cache,
     )

@@ -49,7 +49,7 @@ def command(tokens: Path, out: Path, *more: str) -> list[str]:
         "evals.seqlen=64",
         "evals.max_windows=2",
         "evals.sample=null",
-        "evals.cache=false",
+        "cache=off",
         *more,
         f"hydra.run.dir={out}",
     ]

@@ -69,7 +69,7 @@ def command(inputs: Path, kind: str = "hf", model: str = "model", measured: bool
         f"calibration.path={inputs / 'tokens.safetensors'}",
         "pruner=wanda",
         "rebuild.alpha=0.9",
-        *(["evals/text=tokens", text, "evals.seqlen=32", "evals.cache=false"] if measured else ["evals=none"]),
+        *(["evals/text=tokens", text, "evals.seqlen=32", "cache=off"] if measured else ["evals=none"]),
         *KINDS[kind],
     ]
 

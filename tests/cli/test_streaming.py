@@ -71,7 +71,7 @@ def command(folder: Path, out: Path, options: str = "pruner=wanda rebuild.alpha=
         "evals/text=tokens",
         f"evals.texts.tokens.path={folder / 'evaluation.safetensors'}",
         "evals.seqlen=32",
-        "evals.cache=false",
+        "cache=off",
         "evals.sample.tokens=4",
         *options.split(),
         f"hydra.run.dir={out}",

@@ -55,7 +55,7 @@ def shipped(seqlen: int, max_windows: int | None = None) -> Evaluation:
     node = OmegaConf.to_container(OmegaConf.create({"data_dir": str(DATA), "text": text}), resolve=True)
     assert isinstance(node, dict)
     texts = {"wikitext2": build(node["text"], "text")}
-    return evaluation(["dense"], texts, seqlen, max_windows=max_windows, perplexity=True, cache=False)
+    return evaluation(["dense"], texts, seqlen, max_windows=max_windows, perplexity=True)
 
 
 def perplexity(model: PreTrainedModel, ids: torch.Tensor, seqlen: int, nsamples: int) -> float:

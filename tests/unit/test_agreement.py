@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.cache import Cache
 from barber.decoder import Decoder
 from barber.errors import NumericsError, UserError
 from barber.evals import Agreement, Evaluation, WindowProtocol, Windows
@@ -44,7 +45,7 @@ class Ids:
 
     count: int = COUNT
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         return Tokens(tiny.tokens(1, self.count, seed=5)[0], f"{self.count} ids")
 
 
@@ -80,7 +81,6 @@ def compare(
         agreement=Agreement(block_positions),
         batch_size=batch_size,
         placement=placement,
-        cache=False,
     )
     prepared = spec.prepare(None, Path("nowhere"))
     assert prepared.measure("dense", dense, CPU, lambda what, steps: lambda done: None) == {}
@@ -194,7 +194,7 @@ def test_the_dense_model_may_be_the_very_one_that_is_pruned_later() -> None:
     sparse = pruned(model)
     expected = compare(copy.deepcopy(model), sparse)
 
-    spec = Evaluation(["pruned"], {"text": Ids()}, WindowProtocol(LENGTH), False, Agreement(10), cache=False)
+    spec = Evaluation(["pruned"], {"text": Ids()}, WindowProtocol(LENGTH), False, Agreement(10))
     prepared = spec.prepare(None, Path("nowhere"))
     prepared.measure("dense", model, CPU, lambda what, steps: lambda done: None)
     model.load_state_dict(sparse.state_dict())

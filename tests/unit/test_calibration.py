@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from barber import calibration
+from barber.cache import Cache
 from barber.calibration import CalibrationSet, DocumentWindows, TextWindows, TokenSamples, save_samples
 from barber.errors import UserError
 from barber.models import RandomModel
@@ -30,7 +31,7 @@ class Ids:
 
     count: int
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         return Tokens(torch.arange(self.count), f"{self.count} ids")
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.cache import Cache
 from barber.decoder import Decoder
 from barber.evals import Agreement, Evaluation, Prepared, WindowProtocol
 from barber.evals.placement import Placement
@@ -34,7 +36,7 @@ class Ids:
     seed: int = 5
     source: str = "ids"
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         return Tokens(tiny.tokens(1, self.count, self.seed)[0], self.source)
 
 
@@ -42,7 +44,7 @@ class Ids:
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the dense models' results, empty at first."""
     monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dense"
+    return tmp_path / "cache" / "kept" / "results"
 
 
 def prepared(
@@ -58,16 +60,15 @@ def prepared(
     cache: bool = True,
 ) -> Prepared:
     spec = Evaluation(
-        stages=["dense", "pruned"],
+        stages=["dense", "pruned", "rebuilt"],
         texts=texts or {"text": Ids()},
         windows=WindowProtocol(seqlen, stride, bos, max_windows),
         perplexity=perplexity,
         agreement=agreement,
         batch_size=batch_size,
         placement=placement,
-        cache=cache,
     )
-    return spec.prepare(None, Path("nowhere"))
+    return spec.prepare(None, Path("nowhere"), Cache() if cache else None)
 
 
 def measure(model: PreTrainedModel, evaluation: Prepared, stage: Any = "dense") -> Results:
@@ -212,16 +213,33 @@ def test_the_number_of_threads_counts(kept: Path) -> None:
     assert hits(measure(tiny.model(), prepared())) == ["text"]
 
 
-@pytest.mark.parametrize("stage", ["pruned", "rebuilt"])
-def test_only_the_dense_model_is_kept(kept: Path, stage: str) -> None:
-    evaluation = prepared()
-    measure(tiny.model(), evaluation, stage)
+def test_so_is_an_initially_pruned_model(kept: Path) -> None:
+    """Every rebuilding in a sweep begins with the same one."""
+    evaluation = prepared(agreement=Agreement(10))
+    measure(tiny.model(), evaluation)
+    first = measure(tiny.model(seed=1), evaluation, "pruned")
+    again = measure(at_rest(tiny.model(seed=1)), evaluation, "pruned")
+    assert hits(again) == ["text"] and plain(again) == plain(first)
+    assert again["agreement"]["text"]["kl_divergence"] == first["agreement"]["text"]["kl_divergence"] > 0
+
+
+def test_its_agreement_is_that_with_the_same_dense_model(kept: Path) -> None:
+    for dense in (tiny.model(), tiny.model(seed=2)):
+        evaluation = prepared(agreement=Agreement(10))
+        measure(dense, evaluation)
+        assert hits(measure(tiny.model(seed=1), evaluation, "pruned")) == []
+
+
+def test_the_rebuilt_model_is_always_measured(kept: Path) -> None:
+    measure(tiny.model(), prepared(), "rebuilt")
     assert entries(kept) == []
+    measure(tiny.model(), prepared())
+    assert hits(measure(tiny.model(), prepared(), "rebuilt")) == []
 
 
 def test_without_a_cache_nothing_is_written_or_used(kept: Path) -> None:
     measure(tiny.model(), prepared(cache=False))
-    assert not kept.parent.exists()
+    assert not kept.parents[1].exists()
     measure(tiny.model(), prepared())
     assert hits(measure(tiny.model(), prepared(cache=False))) == []
 
@@ -287,7 +305,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     with caplog.at_level(logging.WARNING, logger="barber"):
         results = measure(tiny.model(), evaluation)
     (warning,) = caplog.records
-    assert warning.getMessage().startswith("The dense model's results are not kept: ")
+    assert warning.getMessage().startswith("The results are not kept for other runs: ")
     assert plain(results) == plain(measure(tiny.model(), prepared(cache=False)))
     if agreement is not None:
         assert measure(tiny.model(), evaluation, "pruned")["agreement"]["text"]["kl_divergence"] == 0
@@ -304,23 +322,30 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing(
         measure(tiny.model(), prepared(agreement=Agreement(10)))
     (warning,) = caplog.records
     assert "No space left on device" in warning.getMessage()
-    assert entries(kept) == []
+    monkeypatch.undo()
+    assert hits(measure(tiny.model(), prepared(agreement=Agreement(10)))) == []
 
 
-def test_another_process_that_was_faster_is_left_alone(kept: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Both runs begin without an entry; the second to finish finds that of the first."""
-    slow = tiny.model()
-    results = []
+def test_another_run_waits_for_the_results_instead_of_computing_them(
+    kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow, waiting = tiny.model(), threading.Event()
+    results: list[Results] = []
+    other = threading.Thread(target=lambda: results.append(measure(at_rest(tiny.model()), prepared())))
 
-    def overtaken(*_: Any) -> None:
-        if not results:
-            results.append(measure(tiny.model(), prepared()))
+    def begin_the_other(*_: Any) -> None:
+        if not other.ident:
+            other.start()
+            assert not waiting.wait(0.2)  # it gets nowhere
 
-    slow.lm_head.register_forward_hook(overtaken)
-    with caplog.at_level(logging.WARNING, logger="barber"):
-        assert plain(measure(slow, prepared())) == plain(results[0])
-    assert caplog.records == []
-    assert len(entries(kept)) == 1
+    slow.lm_head.register_forward_hook(begin_the_other)
+    with caplog.at_level(logging.INFO, logger="barber"):
+        first = measure(slow, prepared())
+        other.join(10)
+    assert hits(results[0]) == ["text"] and plain(results[0]) == plain(first)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Waiting for the dense model's results on text, which another run computes."
+    ]
 
 
 @both
@@ -336,7 +361,7 @@ def test_a_kept_model_is_compared_with_exactly_like_a_fresh_one(
     for model in (tiny.model(family).to(dtype), at_rest(tiny.model(family).to(dtype))):
         evaluation = prepared({"one": Ids(), "two": Ids(40, 6)}, agreement=Agreement(10), placement=placement)
         measure(model, evaluation)
-        results.append(measure(copy.deepcopy(sparse), evaluation, "pruned"))
+        results.append(measure(copy.deepcopy(sparse), evaluation, "rebuilt"))
     assert results[1] == results[0]
     assert results[0]["agreement"]["one"]["kl_divergence"] > 0
     assert len(entries(kept)) == 2
@@ -347,5 +372,5 @@ def test_agreement_alone_is_kept_too(kept: Path) -> None:
     for model in (tiny.model(), at_rest(tiny.model())):
         evaluation = prepared(perplexity=False, agreement=Agreement(10))
         assert measure(model, evaluation) == {}
-        results.append(measure(tiny.model(seed=1), evaluation, "pruned"))
+        results.append(measure(tiny.model(seed=1), evaluation, "rebuilt"))
     assert results[1] == results[0]

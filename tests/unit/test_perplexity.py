@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.cache import Cache
 from barber.errors import NumericsError, UserError
 from barber.evals import Evaluation, WindowProtocol
 from barber.evals.placement import Placement
@@ -34,7 +35,7 @@ class Ids:
 
     count: int
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         return Tokens(tiny.tokens(1, self.count, seed=5)[0], f"{self.count} ids")
 
 
@@ -84,7 +85,6 @@ def evaluate(
         windows=windows or WindowProtocol(LENGTH),
         batch_size=batch_size,
         placement=placement,
-        cache=False,
     )
     prepared = spec.prepare(tokenizer(), Path("nowhere"))
     results: dict[str, Any] = prepared.measure("pruned", model, CPU, watch)

@@ -19,10 +19,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from barber import NM, Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Unstructured, UserError, Wanda, prune
+from barber.cache import Cache
 from barber.checkpoint import Checkpoint, Difference
 from barber.decoder import Decoder
 from barber.evals import Agreement, Evaluation, Sample, WindowProtocol
-from barber.evals.cache import _digest
+from barber.evals.cache import model_digest
 from barber.models import RandomModel
 from barber.texts import Tokens
 from barber.walk import BlockResult
@@ -402,7 +403,7 @@ class Ids:
 
     source: str = "ids"
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         return Tokens(tiny.tokens(1, 5 * 12, seed=5)[0], self.source)
 
 
@@ -423,7 +424,6 @@ def evaluation(tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
         sample=None if tokenizer is None else Sample("It is", 5),
         batch_size=2,
         placement="layers",
-        cache=False,
     )
     return spec.prepare(tokenizer, Path("nowhere"))
 
@@ -472,7 +472,7 @@ def test_the_dense_cache_takes_it_for_the_same_model(name: str, tmp_path: Path) 
     source = save(name, tmp_path / "model")
     whole = AutoModelForCausalLM.from_pretrained(source).eval()
     model, tensors = opened(AutoConfig.from_pretrained(source), source, None)
-    assert _digest(model, Streamed(model, tensors, None)) == _digest(whole, InMemory(whole))
+    assert model_digest(model, Streamed(model, tensors, None)) == model_digest(whole, InMemory(whole))
     assert_empty(model)
 
 

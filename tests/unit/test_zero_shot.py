@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.cache import Cache
 from barber.config import build
 from barber.errors import BarberError, UserError
 from barber.evals import Evaluation, WindowProtocol, ZeroShot
@@ -436,9 +437,8 @@ def test_the_tiny_model_of_the_configs_can_be_tried(data: Path, tmp_path: Path) 
     assert spec.evaluate(model(), plain, spec.prepare(tmp_path), quiet)["mean_acc"] is not None
 
 
-def evaluation(spec: ZeroShot, placement: Any = "whole", cache: bool = False) -> Evaluation:
-    protocol = WindowProtocol()
-    return Evaluation(["dense"], {}, protocol, perplexity=False, zero_shot=spec, placement=placement, cache=cache)
+def evaluation(spec: ZeroShot, placement: Any = "whole") -> Evaluation:
+    return Evaluation(["dense"], {}, WindowProtocol(), perplexity=False, zero_shot=spec, placement=placement)
 
 
 def test_layer_by_layer_the_figures_are_the_same(data: Path, tmp_path: Path, of_seven: Results) -> None:
@@ -458,7 +458,7 @@ def dense(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         **changes: Any,
     ) -> Results:
         spec = shipped(folder, **{"tasks": ["rte"]} | changes)
-        prepared = evaluation(spec, cache=True).prepare(own or tokenizer(), tmp_path / "tasks")
+        prepared = evaluation(spec).prepare(own or tokenizer(), tmp_path / "tasks", Cache())
         results: Results = prepared.measure("dense", used or model(), CPU, quiet)
         return results["zero_shot"]
 

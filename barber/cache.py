@@ -1,0 +1,172 @@
+"""What runs compute alike is kept across them: found by all that it depends on, shared safely, bounded in size.
+
+An entry is a folder of files and, written last, `facts.json`: what the entry depends on, whose hash is its name.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from barber.errors import UserError
+
+log = logging.getLogger("barber")
+
+_COMPLETE = "facts.json"
+_LOCKS = ".locks"
+
+T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """Where everything is kept: `BARBER_CACHE`, by default `barber` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "barber"
+    return Path(os.environ.get("BARBER_CACHE") or default)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Entries in `BARBER_CACHE`.
+
+    Args:
+        max_gib: what all of them may take together, in GiB; those that were not used for longest go first.
+    """
+
+    max_gib: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.max_gib <= 0:
+            raise UserError(f"must be above 0, not {self.max_gib}; cache=off does without", field="max_gib")
+
+    def entry(self, kind: str, facts: dict[str, Any]) -> "Entry":
+        """The entry of something that is made, given what it depends on."""
+        text = json.dumps({"kind": kind} | facts, sort_keys=True)
+        return Entry(self, kind, hashlib.sha256(text.encode()).hexdigest()[:32], facts)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cache holds, or is to hold, about one thing."""
+
+    cache: Cache
+    kind: str
+    key: str
+    facts: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Its files."""
+        return cache_folder() / "kept" / self.kind / self.key
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is there."""
+        return (self.folder / _COMPLETE).is_file()
+
+    @contextmanager
+    def opened(self, what: str) -> Iterator[bool]:
+        """Wait until no other run makes this entry; gives whether it is complete.
+
+        If it is, it stays inside this context. If not, it is the caller's to make: other runs that want it wait. A
+        cache that cannot be written to gives False; the caller finds out when it writes.
+
+        Args:
+            what: it is, in words, for the log line of a run that waits.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock_file(self.folder).open("w")
+        except OSError:
+            yield False
+            return
+        with lock:
+            while not (complete := self._complete_under(lock, what)):
+                _flock(lock, fcntl.LOCK_EX, what)
+                if not self.is_complete:
+                    break
+            if complete:
+                with suppress(OSError):
+                    os.utime(self.folder / _COMPLETE)
+            self.folder.mkdir(exist_ok=True)
+            yield complete
+
+    def complete(self) -> None:
+        """Its files are written: let other runs use them. To be called by whoever holds it."""
+        unfinished = self.folder / f".{_COMPLETE}.unfinished"
+        unfinished.write_text(json.dumps(self.facts, indent=2), encoding="utf-8")
+        unfinished.replace(self.folder / _COMPLETE)
+        _make_room(int(self.cache.max_gib * 2**30), self.folder)
+
+    def discard(self) -> None:
+        """Let it be made anew: it is broken."""
+        (self.folder / _COMPLETE).unlink(missing_ok=True)
+
+    def read_or_make(self, what: str, read: Callable[[], T | None], make: Callable[[], T]) -> T:
+        """What `read` finds in the complete entry, or else what `make` makes and completes the entry with.
+
+        Args:
+            read: gives None where the entry is broken, which is made anew then.
+        """
+        for _ in range(2):
+            with self.opened(what) as complete:
+                if not complete:
+                    return make()
+                if (found := read()) is not None:
+                    return found
+            self.discard()
+        return make()
+
+    def _complete_under(self, lock: IO[str], what: str) -> bool:
+        """Whether the entry is complete, which it then stays until the lock, shared with other readers, is given up."""
+        _flock(lock, fcntl.LOCK_SH, what)
+        return self.is_complete
+
+
+def _flock(lock: IO[str], kind: int, what: str) -> None:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("Waiting for %s, which another run computes.", what)
+        fcntl.flock(lock, kind)
+
+
+def _lock_file(entry: Path) -> Path:
+    """Beside the entries: a lock has to outlive the folder that it is about."""
+    folder = entry.parent.parent / _LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{entry.parent.name}-{entry.name}"
+
+
+def _make_room(max_bytes: int, own: Path) -> None:
+    """Remove the entries that were not used for longest, but none that is in use, until the rest fits."""
+    sizes: dict[Path, tuple[float, int]] = {}
+    for entry in own.parent.parent.glob("[!.]*/*"):
+        with suppress(OSError):  # another run was faster
+            used = max((file.stat().st_mtime for file in entry.iterdir()), default=entry.stat().st_mtime)
+            sizes[entry] = used, sum(file.stat().st_size for file in entry.iterdir())
+    total = sum(size for _, size in sizes.values())
+    for entry, (_, size) in sorted(sizes.items(), key=lambda item: item[1]):
+        if total <= max_bytes:
+            return
+        if entry != own and _removed(entry):
+            total -= size
+    if total > max_bytes:
+        log.warning("What is kept in %s takes %.1f GiB, more than cache.max_gib.", own.parent.parent, total / 2**30)
+
+
+def _removed(entry: Path) -> bool:
+    with _lock_file(entry).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        (entry / _COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(entry, ignore_errors=True)
+        return True
