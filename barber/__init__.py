@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from barber.api import BlockReport, Report, prune
+    from barber.comparison import Comparison, compare
     from barber.errors import BarberError, NumericsError, UserError
     from barber.metrics import Gradient, Weight, WeightGradient
     from barber.patterns import NM, Unstructured
@@ -16,6 +17,7 @@ __all__ = [
     "Barber",
     "BarberError",
     "BlockReport",
+    "Comparison",
     "Gradient",
     "Magnitude",
     "NumericsError",
@@ -26,11 +28,13 @@ __all__ = [
     "Wanda",
     "Weight",
     "WeightGradient",
+    "compare",
     "prune",
 ]
 
 _ROOMS = {
     "api": ("BlockReport", "Report", "prune"),
+    "comparison": ("Comparison", "compare"),
     "errors": ("BarberError", "NumericsError", "UserError"),
     "metrics": ("Gradient", "Weight", "WeightGradient"),
     "patterns": ("NM", "Unstructured"),

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from barber.errors import BarberError, UserError
@@ -28,6 +28,8 @@ _TOGETHER = int(os.environ.get("WORLD_SIZE", "1")) > 1
 _LEADS = not _TOGETHER or os.environ.get("RANK", "0") == "0"
 # torchrun ends all of them as soon as one has failed: seconds that the others leave to the one that speaks.
 PATIENCE = 10.0
+# The folder of the sweep that goes on in this process, and where its lines begin in the file of its jobs.
+_sweeps: list[tuple[Path, int]] = []
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them its own way
     # A cluster's way to end a job: the record has to say so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _sweeps.clear()
     with ExitStack() as stack:
         if not _LEADS:
             sys.argv += _writing_to(stack.enter_context(tempfile.TemporaryDirectory(prefix="barber-")))
@@ -45,7 +48,7 @@ def _main() -> None:
     try:
         _job()
     except BarberError as error:
-        sys.exit(error.exit_code)  # a job of a sweep, which has said it
+        sys.exit(error.exit_code)  # a run that has said it
     except (HydraException, OmegaConfBaseException) as error:
         from barber.complaints import sentence
 
@@ -58,40 +61,89 @@ def _main() -> None:
 
         sys.exit(_say(nameless_choice(sys.argv[1:]) or str(error), UserError.exit_code))
     except KeyboardInterrupt:
+        _summarise()
         sys.exit(_say("interrupted", 130))
+    sys.exit(_summarise())
+
+
+def _summarise() -> int:
+    """What became of a sweep, if this was one; returns the exit code."""
+    if not _sweeps:
+        return 0
+    from barber.sweeps import summary
+
+    return summary(*_sweeps.pop())
 
 
 @hydra.main(config_path="pkg://barber.conf", config_name="config", version_base="1.3")
-def _job(config: DictConfig) -> None:
+def _job(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
+    is_one_of_many = hydra_config.mode == RunMode.MULTIRUN
     try:
         # Imported here: `barber --help` need not wait for torch.
-        from transformers.utils.logging import disable_progress_bar
-
-        from barber.config import experiment, resolved
-        from barber.display import show
-        from barber.runner import run
-
-        disable_progress_bar()  # the run has bars of its own
-        values = resolved(config)
-        record = run(experiment(values), values, list(hydra_config.overrides.task), folder)
-        if _LEADS:
-            show(record, folder)
+        if is_one_of_many:
+            return _one_of_many(config, hydra_config)
+        _single(config, hydra_config)
     except BarberError as error:
         log.debug("The run failed.", exc_info=True)  # run.log has the traceback, the console one sentence
         exit_code = _say(str(error), error.exit_code)
         _leave_the_word()
-        if hydra_config.mode == RunMode.RUN:  # here Hydra would add a line of its own to an exception
+        traceback.clear_frames(error.__traceback__)  # with the frames of a failed job its model would stay
+        if not is_one_of_many:  # here Hydra would add a line of its own to an exception
             raise SystemExit(exit_code) from error
-        # A sweep keeps the exceptions of its jobs to the end, and with their frames the models.
-        traceback.clear_frames(error.__traceback__)
-        raise
-    except BaseException as error:
+    except Exception as error:
         log.debug("The run failed.", exc_info=True)
-        traceback.clear_frames(error.__traceback__)
         _leave_the_word()
-        raise
+        if not is_one_of_many:
+            raise
+        _say(f"{type(error).__name__}: {error}", 1)
+        traceback.clear_frames(error.__traceback__)
+    return None
+
+
+def _single(config: DictConfig, hydra_config: Any) -> None:
+    from barber.display import show
+
+    values, folder = _resolved(config), Path(hydra_config.runtime.output_dir)
+    record = _run(values, hydra_config, folder)
+    if _LEADS:
+        show(record, folder)
+
+
+def _one_of_many(config: DictConfig, hydra_config: Any) -> float | None:
+    """A job of a sweep; returns the figure that a search is for."""
+    from barber.record import digest_of
+    from barber.sweeps import carry_out, objective
+
+    values, folder = _resolved(config), Path(hydra_config.runtime.output_dir)
+    results = carry_out(
+        lambda device: _run(values, hydra_config, folder, device),
+        folder=folder,
+        sweep=Path(hydra_config.sweep.dir),
+        digest=digest_of(values),
+        overrides=list(hydra_config.overrides.task),
+        may_skip=values["resume"] != "never",
+    )
+    key = values["objective"]
+    return None if key is None or results is None else objective(results, key)
+
+
+def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | None = None) -> Any:
+    from transformers.utils.logging import disable_progress_bar
+
+    from barber.config import experiment
+    from barber.runner import run
+
+    disable_progress_bar()  # the run has bars of its own
+    choices = {str(group): choice for group, choice in hydra_config.runtime.choices.items() if "/" not in str(group)}
+    on_device = {"device": device} if device and values["device"] in ("auto", "cuda") else {}
+    return run(experiment(values | on_device), values, list(hydra_config.overrides.task), folder, choices)
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    from barber.config import resolved
+
+    return resolved(config)
 
 
 class KeepFinishedRuns(Callback):
@@ -99,31 +151,47 @@ class KeepFinishedRuns(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look into the folder of a single run."""
+        from barber.record import FILE, successful
+
         HydraConfig.instance().set_config(config)  # its name asks for the choices, which Hydra would set up later
-        _check_folder("hydra.run.dir", Path(config.hydra.run.dir), in_subfolders=False)
+        folder = _made("hydra.run.dir", Path(config.hydra.run.dir))
+        if successful(folder):
+            sentence = f"hydra.run.dir must not hold a finished run, but there is {folder / FILE}; choose another"
+            raise SystemExit(_say(sentence, UserError.exit_code))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Look into the folders of a sweep."""
+        """Begin a sweep."""
+        from barber.sweeps import position
+
         HydraConfig.instance().set_config(config)
         if _TOGETHER:
             sentence = "torchrun shares out one run and not a sweep; start each of its jobs under torchrun"
             raise SystemExit(_say(sentence, UserError.exit_code))
-        _check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir), in_subfolders=True)
+        folder = _made("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+        _sweeps.append((folder, position(folder)))
 
 
-def _check_folder(key: str, folder: Path, in_subfolders: bool) -> None:
-    """Make the folder; a mistake ends the program, as Hydra turns a callback's Exception into a warning."""
-    from barber.record import FILE, successful
-
+def _made(key: str, folder: Path) -> Path:
+    """The folder; a mistake ends the program, as Hydra turns a callback's Exception into a warning."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemExit(_say(f"{key} must be a folder to write to; {error}", UserError.exit_code)) from error
-    for record in folder.rglob(FILE) if in_subfolders else [folder / FILE]:
-        if successful(record.parent):
-            raise SystemExit(
-                _say(f"{key} must not hold a finished run, but there is {record}; choose another", UserError.exit_code)
-            )
+    return folder
+
+
+def _digest(*, _root_: DictConfig) -> str:
+    """Twelve characters that tell the jobs of a sweep apart and find a job's folder again, see `digest_of`."""
+    from barber.record import digest_of
+
+    own = OmegaConf.create({str(key): node for key, node in _root_.items_ex(resolve=False) if key != "hydra"})
+    values = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(values, dict)
+    return digest_of({str(key): value for key, value in values.items()})[:12]
+
+
+# Here, where launchers' own processes find it, too: they import this module for `_job`.
+OmegaConf.register_new_resolver("digest", _digest, replace=True)
 
 
 def _writing_to(folder: str) -> list[str]:

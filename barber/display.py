@@ -66,6 +66,15 @@ def findings(stage: str, results: dict[str, Any]) -> Iterator[str]:
         yield f"The {stage} model goes on: {sample['prompt'] + sample['text']!r}"
 
 
+def headline(results: dict[str, Any]) -> str:
+    """The last stage's perplexities, or its accuracy, in a few words."""
+    last: dict[str, Any] = results.get("rebuilt") or results.get("pruned") or results.get("dense") or {}
+    figures = [f"{text} {_perplexity(result)}" for text, result in last.get("perplexity", {}).items()]
+    if (found := last.get("zero_shot")) and found["mean_acc"] is not None:
+        figures.append(f"acc {found['mean_acc']:.2%}")
+    return ", ".join(figures)
+
+
 def show(record: RunRecord, folder: Path) -> None:
     """The end of a run: a short table, and where everything is."""
     last = "dense" if record.sparsity is None else "rebuilt" if record.config.get("rebuild") else "pruned"

@@ -7,7 +7,7 @@ import platform
 import random
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from barber.evals.cache import ResultCache
 from barber.export import HuggingFaceFolder, MaskFile, model_card
 from barber.families import family_of
 from barber.initial import InitialMasks
+from barber.memory import peak_memory, reset_peak_memory
 from barber.models import ModelSource, skeleton
 from barber.patterns import Pattern
 from barber.plots import plot_block_errors, plot_losses
@@ -39,7 +40,7 @@ from barber.precision import Precision
 from barber.pruners import Pruner
 from barber.ranks import Ranks, joined, local_device
 from barber.rebuild import Barber
-from barber.record import RunRecord
+from barber.record import RunRecord, digest_of
 from barber.tensors import Tensor
 from barber.texts import TokenFile
 from barber.timing import Stopwatch
@@ -65,6 +66,7 @@ class Experiment:
             of the same run that was interrupted; `never`: it does neither.
         cache: keeps for other runs what they would compute alike; None: nothing is kept or taken.
         seed: of everything random that has no seed of its own.
+        threads: of the CPU, for torch; None: as many as there are. Their number changes the last bits of sums.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Experiment:
     tracker: Tracker | None
     export: HuggingFaceFolder | MaskFile | None
     seed: int = 0
+    threads: int | None = None
     device: str = "auto"
     batch_size: int | None = None
     precision: Precision = field(default_factory=Precision)
@@ -86,8 +89,9 @@ class Experiment:
     cache: Cache | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"must be at least 1, not {self.batch_size}", field="batch_size")
+        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise UserError(f"must be at least 1, not {value}", field=name)
 
 
 @dataclass
@@ -101,18 +105,25 @@ class Inputs:
     evaluation: Prepared | None = None
 
 
-def run(experiment: Experiment, config: dict[str, Any], overrides: list[str], folder: Path) -> RunRecord:
+def run(
+    experiment: Experiment,
+    config: dict[str, Any],
+    overrides: list[str],
+    folder: Path,
+    choices: Mapping[str, str | None] | None = None,
+) -> RunRecord:
     """Carry out an experiment; `folder` then holds its record, layers.jsonl, loss.png and what it exports.
 
     Args:
         config: the resolved config, for the record and the model card.
         overrides: the command line's share in it.
+        choices: the chosen option of every config group.
 
     Raises:
         BarberError: the run failed; the record says so too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = RunRecord(config, overrides)
+    record = RunRecord(config, overrides, dict(choices or {}), digest_of(config))
     with joined() as ranks:
         if not ranks.leads:
             _Run(experiment, record, Tracking(None), folder, ranks).help_along()
@@ -159,6 +170,9 @@ class _Run:
     def carry_out(self) -> None:
         experiment, record = self.experiment, self.record
         record.seconds = self.stopwatch.seconds
+        if experiment.threads is not None:
+            torch.set_num_threads(experiment.threads)
+        reset_peak_memory()
         _seed_everything(experiment.seed)
         with self.stopwatch("prepare"):
             inputs = self._prepare()
@@ -179,6 +193,7 @@ class _Run:
         if checkpoint is not None:
             checkpoint.remove()
             self.checkpoint = None
+        record.machine["peak_memory_bytes"] = peak_memory(inputs.device)
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
     def clean_up(self) -> None:

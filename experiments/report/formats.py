@@ -1,0 +1,147 @@
+"""The table as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from experiments.report.records import Broken
+from experiments.report.table import Cell, Table, letter
+
+
+def markdown(table: Table) -> str:
+    """For people, on a page or in a terminal."""
+    return "\n".join(_markdown(table)) + "\n"
+
+
+def latex(table: Table) -> str:
+    r"""A table environment to \input into a paper; it needs the package booktabs."""
+    return "\n".join(_latex(table)) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Plain figures for other tools: mean, standard deviation and number of seeds in columns of their own."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    several = {
+        column.title
+        for column in table.columns
+        if any((mean := row.cells[column.title].mean) and mean.n > 1 for row in table.rows)
+    }
+    header: list[str] = []
+    for column in table.columns:
+        title = column.title
+        header += [title, f"{title} std", f"{title} n"] if title in several else [title]
+        header += ["published source"] if title == "published" else []
+    writer.writerow([*header, "notes"])
+    for row in table.rows:
+        fields: list[str] = []
+        for column in table.columns:
+            cell = row.cells[column.title]
+            fields += _fields(cell, column.title in several)
+            fields += [cell.hint] if column.title == "published" else []
+        notes = dict.fromkeys(note for column in table.columns for note in row.cells[column.title].notes)
+        writer.writerow([*fields, "; ".join(notes)])
+    return out.getvalue()
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it stands in a table's cell."""
+    for character in "\\`*_<>|[]":
+        text = text.replace(character, "\\" + character)
+    return text.replace("\n", " ")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "\n": " ",
+    **{character: "\\" + character for character in "%_&#$" + "{}"},
+}
+
+
+def _markdown(table: Table) -> Iterator[str]:
+    yield from (f"> **{warning}**\n" for warning in table.warnings)
+    yield "| " + " | ".join(escape_markdown(column.title) for column in table.columns) + " |"
+    yield "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|"
+    for row in table.rows:
+        yield "| " + " | ".join(_markdown_cell(table, row.cells[column.title]) for column in table.columns) + " |"
+    if table.notes:
+        yield ""
+        yield from (f"- <sup>{letter(i)}</sup> {escape_markdown(note)}" for i, note in enumerate(table.notes))
+    if any(row.cells[column.title].mean for row in table.rows for column in table.columns):
+        yield from _legend(table)
+    if table.broken:
+        yield "\nRuns that are not in the table:\n"
+        yield "| run | status | reason |\n|---|---|---|"
+        yield from (f"| {' | '.join(map(escape_markdown, _parts(one)))} |" for one in table.broken)
+
+
+def _legend(table: Table) -> Iterator[str]:
+    """What ± and bold mean, where they occur."""
+    cells = [row.cells[column.title] for row in table.rows for column in table.columns]
+    if any(cell.mean and cell.mean.n > 1 for cell in cells):
+        yield "\n± is one sample standard deviation over n seeds."
+    if any(cell.best for cell in cells):
+        yield "\nBold: the best of a model, pattern and protocol; the dense model does not take part."
+
+
+def _markdown_cell(table: Table, cell: Cell) -> str:
+    text = escape_markdown(cell.text)
+    text = f"**{text}**" if cell.best else text
+    return text + (f" <sup>{marks}</sup>" if (marks := table.marks(cell)) else "")
+
+
+def _latex(table: Table) -> Iterator[str]:
+    yield "% needs \\usepackage{booktabs}"
+    yield "\\begin{table}\n\\centering\n\\footnotesize\n\\setlength{\\tabcolsep}{4pt}"
+    yield "\\begin{tabular}{" + "".join("r" if column.numeric else "l" for column in table.columns) + "}\n\\toprule"
+    yield _latex_row([escape_latex(column.title) for column in table.columns])
+    group = None
+    for row in table.rows:
+        if group != (group := (row.point.model, row.point.pattern)):
+            yield "\\midrule"
+        yield _latex_row([_latex_cell(table, row.cells[column.title]) for column in table.columns])
+    yield "\\bottomrule\n\\end{tabular}\n"
+    yield from (f"\\par\\textbf{{{escape_latex(warning)}}}" for warning in table.warnings)
+    for index, note in enumerate(table.notes):
+        yield f"\\par\\textsuperscript{{{letter(index)}}} {escape_latex(note)}."
+    yield from (
+        f"\\par Not in the table: {escape_latex(one.name)} ({escape_latex(one.status)}: {escape_latex(one.error)})."
+        for one in table.broken
+    )
+    yield "\\end{table}"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex_cell(table: Table, cell: Cell) -> str:
+    text = escape_latex(cell.text)
+    text = f"\\textbf{{{text}}}" if cell.best else text
+    return text + (f"\\textsuperscript{{{marks}}}" if (marks := table.marks(cell)) else "")
+
+
+def _fields(cell: Cell, several: bool) -> list[str]:
+    if cell.mean is None:
+        return [cell.text if cell.text != "–" else ""] + (["", ""] if several else [])
+    plain = [f"{cell.mean.mean:.10g}"]
+    if several:
+        plain += ["" if cell.mean.std is None else f"{cell.mean.std:.10g}", str(cell.mean.n)]
+    return plain
+
+
+def _parts(one: Broken) -> tuple[str, str, str]:
+    return one.name, one.status, one.error

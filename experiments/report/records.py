@@ -1,0 +1,300 @@
+"""The records of runs, and what a table needs to know of each."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments.report.errors import ReportError
+
+STAGES = ("rebuilt", "pruned", "dense")
+# Settings that say what a run is called, where things are or what else it does; no figure depends on them.
+_NOT_A_SETTING = frozenset(
+    [
+        "name",
+        "seed",
+        "data_dir",
+        "tracker",
+        "export",
+        "resume",
+        "save",
+        "local",
+        "path",
+        "file",
+        "package",
+        "install",
+        "files",
+        "cache",
+        "batch_size",
+        "placement",
+        "stages",
+        "sample",
+        "texts",
+        "perplexity",
+        "agreement",
+        "zero_shot",
+    ]
+)
+_CALIBRATION_SOURCE = frozenset(["dataset", "config", "split", "revision", "windows", "separator", "column"])
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A run without figures: it failed, was interrupted, is under way, or its record cannot be read."""
+
+    name: str
+    status: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a perplexity was measured; figures are comparable where these are equal."""
+
+    seqlen: int
+    stride: int
+    bos: bool
+    first_windows: int | None
+    digest: str
+
+    def __str__(self) -> str:
+        limit = "all windows" if self.first_windows is None else f"the first {self.first_windows} windows"
+        extras = (f", stride {self.stride}" if self.stride != self.seqlen else "") + (", BOS" if self.bos else "")
+        return f"{limit} of {self.seqlen} tokens{extras}, text {self.digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record and the folder it lies in.
+
+    Args:
+        name: the folder, relative to the one that was asked for.
+        model: what tables call the model.
+    """
+
+    folder: Path
+    name: str
+    model: str
+    record: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        config: dict[str, Any] = self.record["config"]
+        return config
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What was measured, by stage of the model."""
+        return self.record.get("results") or {}
+
+    @property
+    def stage(self) -> str | None:
+        """The last stage of the model that was measured."""
+        return next((stage for stage in STAGES if stage in self.results), None)
+
+    def at(self, stage: str | None) -> dict[str, Any]:
+        """What was measured at a stage."""
+        return (self.results.get(stage) or {}) if stage else {}
+
+    @property
+    def seed(self) -> str:
+        """The run's seed, and the calibration's where it is another one."""
+        seeds = dict.fromkeys((self.config.get("seed"), (self.config.get("calibration") or {}).get("seed")))
+        return "/".join(str(seed) for seed in seeds if seed is not None)
+
+    @property
+    def identity(self) -> str:
+        """Equal for runs with the same settings."""
+        return self.record.get("digest") or json.dumps(
+            {key: value for key, value in self.config.items() if key != "name"}, sort_keys=True
+        )
+
+    @property
+    def pattern(self) -> str:
+        """`50%` for an unstructured sparsity, `2:4` for N:M."""
+        pattern = self.config.get("pattern") or {}
+        return pattern_name(pattern.get("sparsity"), pattern.get("n"), pattern.get("m"))
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zeros that was asked for."""
+        pattern = self.config.get("pattern") or {}
+        if "m" in pattern:
+            return 1 - float(pattern["n"]) / float(pattern["m"])
+        return pattern.get("sparsity")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What figures depend on beside model, method, pattern and seed, by full key."""
+        found = dict(_settings(self.config))
+        machine = self.record.get("machine") or {}
+        if precision := machine.get("precision"):
+            found = {key: value for key, value in found.items() if not key.startswith("precision.")}
+            found["precision"] = "/".join(dict.fromkeys(precision))
+        found["device"] = machine.get("device", found.get("device"))
+        found["calibration"] = self.calibration_source
+        return found
+
+    @property
+    def calibration_source(self) -> str | None:
+        """What the calibration samples are drawn from, by the name of its config where that is known."""
+        calibration = self.config.get("calibration")
+        if not calibration:
+            return None
+        chosen = (self.record.get("choices") or {}).get("calibration")
+        if chosen and chosen not in ("hub", "text", "tokens"):
+            return str(chosen)
+        source = calibration.get("dataset") or calibration.get("path")
+        name = Path(str(source)).name if source else last_part(calibration)
+        return {"wikitext": "wikitext2", "ptb_text_only": "ptb"}.get(name, name)
+
+    @property
+    def calibration(self) -> str | None:
+        """Size and source of the calibration set, `128 x 2048 c4`."""
+        drawn = self.record.get("calibration") or self.config.get("calibration")
+        if not drawn:
+            return None
+        samples = drawn.get("samples", drawn.get("nsamples"))
+        return f"{samples} x {drawn.get('seqlen')} {self.calibration_source}"
+
+    @property
+    def walk_seconds(self) -> float | None:
+        """Seconds of the pass over the decoder layers."""
+        return (self.record.get("seconds") or {}).get("walk")
+
+    @property
+    def peak_memory(self) -> int | None:
+        """The most bytes that the run held, where they were recorded."""
+        return (self.record.get("machine") or {}).get("peak_memory_bytes")
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the run went on with layers of an interrupted one; same figures, but fewer seconds."""
+        return bool(self.record.get("resumed"))
+
+    def perplexities(self, stage: str | None) -> dict[str, tuple[float, Protocol]]:
+        """Perplexity and protocol of every text at a stage."""
+        found = self.at(stage).get("perplexity") or {}
+        return {text: (one["perplexity"], _protocol(one)) for text, one in found.items() if one.get("perplexity")}
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """The lines of layers.jsonl; one that a kill cut off does not count."""
+        try:
+            lines = (self.folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of run.log."""
+        try:
+            log = (self.folder / "run.log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(log.splitlines()[-lines:])
+
+
+def read(folders: Iterable[Path], aliases: Mapping[str, str]) -> tuple[list[Run], list[Broken]]:
+    """The runs below the folders that have figures, oldest first, and those that have not.
+
+    Args:
+        aliases: names of models by what configs call them.
+
+    Raises:
+        ReportError: there is no record.
+    """
+    folders = list(folders)
+    files = {file.resolve(): root for root in folders for file in sorted(root.rglob("record.json"))}
+    if not files:
+        places = ", ".join(map(str, folders))
+        raise ReportError(f"There is no record.json below {places}.")
+    runs: list[Run] = []
+    broken: list[Broken] = []
+    for file, root in files.items():
+        name = file.parent.relative_to(root.resolve()).as_posix()
+        found = _read_one(file, name if name != "." else file.parent.name, aliases)
+        if isinstance(found, Run):
+            runs.append(found)
+        else:
+            broken.append(found)
+    runs.sort(key=lambda run: (run.record.get("started") or "", run.name))
+    kept = {run.identity: run for run in runs if run.record["status"] == "success"}
+    for run in runs:
+        if run.record["status"] != "success":
+            broken.append(_broken(run, run.identity in kept))
+        elif kept[run.identity] is not run:
+            broken.append(Broken(run.name, "repeated", f"same settings as {kept[run.identity].name}, which counts"))
+    return list(kept.values()), broken
+
+
+def pattern_name(sparsity: float | None, n: int | None = None, m: int | None = None) -> str:
+    """What tables call a pattern."""
+    if m is not None:
+        return f"{n}:{m}"
+    return "" if sparsity is None else f"{100 * sparsity:.4g}%"
+
+
+def last_part(node: Mapping[str, Any]) -> str:
+    """The class of a config node: what stands last in its `_target_`."""
+    return str(node.get("_target_", "")).rsplit(".", 1)[-1]
+
+
+def _read_one(file: Path, name: str, aliases: Mapping[str, str]) -> Run | Broken:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return Broken(name, "unreadable", f"{type(error).__name__}: {error}")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "status" not in record:
+        return Broken(name, "unreadable", "record.json is not the record of a run")
+    return Run(file.parent, name, _model(record, aliases), record)
+
+
+def _broken(run: Run, repeated: bool) -> Broken:
+    status = {"started": "unfinished"}.get(run.record["status"], run.record["status"])
+    default = "still running, or killed" if status == "unfinished" else "no error on record"
+    error = run.record.get("error") or default
+    return Broken(run.name, status, error + (" (a run with the same settings succeeded)" if repeated else ""))
+
+
+def _model(record: Mapping[str, Any], aliases: Mapping[str, str]) -> str:
+    config = record["config"].get("model") or {}
+    source = str(config.get("path") or config.get("file") or last_part(config) or "model")
+    chosen = (record.get("choices") or {}).get("model")
+    if chosen and chosen not in ("hub", "local"):
+        return str(chosen)
+    # Of a folder the parent's name as well: many of them are called `model`.
+    parts = Path(source).parts[-2 if chosen == "local" else -1 :]
+    return aliases.get(source, "/".join(parts))
+
+
+def _protocol(found: Mapping[str, Any]) -> Protocol:
+    windows, seqlen = found.get("windows", 0), found.get("seqlen", 0)
+    stride = found.get("stride") or seqlen
+    whole = max(0, (found.get("text_tokens", 0) - seqlen) // stride + 1) if stride else 0
+    limited = found.get("max_windows") is not None and windows < whole
+    return Protocol(seqlen, stride, bool(found.get("bos")), windows if limited else None, str(found.get("digest", "")))
+
+
+def _settings(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        full = f"{prefix}{key}"
+        if key in _NOT_A_SETTING or full in ("pattern", "metric"):
+            continue
+        if prefix == "calibration." and (key in _CALIBRATION_SOURCE or key == "_target_"):
+            continue
+        if isinstance(value, Mapping):
+            if key == "metric":
+                yield full, last_part(value)
+            else:
+                yield from _settings(value, f"{full}.")
+        elif key != "_target_" and not isinstance(value, list):
+            yield full, value

@@ -1,0 +1,324 @@
+"""Sweeps: nothing is computed twice, a failure stops no other job, what is done is skipped."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from barber import runner, sweeps
+from barber.errors import UserError
+from barber.record import RunRecord, digest_of
+from barber.sweeps import objective
+from barber.walk import Walk
+from tests import tiny
+from tests.cli.running import Result, barber, complaint
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
+    save_file({"tokens": tiny.tokens(5, 64)}, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache and no pictures, which take as long as all the rest."""
+    monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runner, "plot_losses", lambda blocks, name, path: path.write_bytes(b""))
+
+
+def sweep(tokens: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "-m",
+        "model=tiny",
+        "pruner=wanda",
+        "calibration=tokens",
+        f"calibration.path={tokens}",
+        "evals/text=tokens",
+        f"evals.texts.tokens.path={tokens}",
+        "evals.seqlen=64",
+        "evals.max_windows=2",
+        "evals.sample=null",
+        "export=none",
+        f"hydra.sweep.dir={out}",
+        *more,
+    ]
+
+
+def done(result: Result) -> str:
+    assert (result.code, result.err) == (0, ""), result
+    return result.out
+
+
+def jobs_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "jobs.jsonl").read_text().splitlines()]
+
+
+def records_of(out: Path) -> dict[str, dict[str, Any]]:
+    """Records by the overrides of the job."""
+    found = [json.loads(path.read_text()) for path in out.glob("*/record.json")]
+    return {" ".join(record["overrides"]): record for record in found}
+
+
+def figures(record: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on where, when and with what help a run was made."""
+    results = {
+        stage: {text: {k: v for k, v in found.items() if k != "cached"} for text, found in kinds["perplexity"].items()}
+        for stage, kinds in record["results"].items()
+    }
+    return {"results": results, "linears": record["linears"], "sparsity": record["sparsity"]}
+
+
+def test_a_sweep_ends_with_a_table_of_its_points(tokens: Path, tmp_path: Path) -> None:
+    out = done(barber(*sweep(tokens, tmp_path / "out", "rebuild.alpha=0.1,0.9", "pattern.sparsity=0.5,0.6")))
+    table = out[out.rindex("\njob ") :]
+    for alpha in ("0.1", "0.9"):
+        for sparsity in ("0.5", "0.6"):
+            assert re.search(rf"rebuild.alpha={alpha} pattern.sparsity={sparsity} +done +tokens \d", table), table
+    assert "calibration.path" not in table  # common to all
+    assert f"4 done, 0 skipped, 0 failed; python -m experiments.report {tmp_path / 'out'}" in table
+    assert len(records_of(tmp_path / "out")) == 4
+
+
+def test_what_is_done_is_skipped_and_what_failed_runs_again(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk_on = Walk.__iter__
+
+    def fail_at_2_of_4(walk: Walk) -> Any:
+        if "2:4" in str(walk.pattern):
+            raise MemoryError("no room for the block")
+        return walk_on(walk)
+
+    arguments = sweep(tokens, tmp_path / "out", "pattern=unstructured,2of4,4of8")
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "__iter__", fail_at_2_of_4)
+        result = barber(*arguments)
+    assert result.code == 1
+    assert [job["status"] for job in jobs_of(tmp_path / "out")] == ["done", "failed", "done"]
+    assert "barber: MemoryError: no room for the block" in result.err
+    assert "2 done, 0 skipped, 1 failed" in result.out
+    assert re.search(r"failed: pattern=2of4: MemoryError: no room for the block \(.*record.json\)", result.out)
+    before = records_of(tmp_path / "out")
+    out = done(barber(*arguments))
+    assert [job["status"] for job in jobs_of(tmp_path / "out")][3:] == ["skipped", "done", "skipped"]
+    assert "1 done, 2 skipped, 0 failed" in out
+    after = records_of(tmp_path / "out")
+    assert len(after) == 3 and all(record["status"] == "success" for record in after.values())
+    assert [key for key in after if after[key] != before[key]] == [key for key in after if "2of4" in key]
+
+
+def test_a_users_mistake_in_one_job_stops_no_other(tokens: Path, tmp_path: Path) -> None:
+    result = barber(*sweep(tokens, tmp_path / "out", "pattern.sparsity=2,0.5"))
+    assert result.code == 1
+    assert result.err == "barber: pattern.sparsity must be at least 0 and below 1, not 2\n"
+    assert [job["status"] for job in jobs_of(tmp_path / "out")] == ["failed", "done"]
+
+
+def test_a_mistake_in_all_jobs_is_told_before_anything_runs(tokens: Path, tmp_path: Path) -> None:
+    sentence = complaint(barber(*sweep(tokens, tmp_path / "out", "rebuild.alpha=0.1,0.9", "rebuild.alhpa=1")))
+    assert sentence == "rebuild.alhpa: no such key, did you mean rebuild.alpha?"
+    assert not (tmp_path / "out" / "jobs.jsonl").exists()
+
+
+def test_an_interrupt_ends_the_sweep_which_goes_on_where_it_was(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk_on = Walk.__iter__
+
+    def interrupt_at_2_of_4(walk: Walk) -> Any:
+        if "2:4" in str(walk.pattern):
+            raise KeyboardInterrupt
+        return walk_on(walk)
+
+    arguments = sweep(tokens, tmp_path / "out", "pattern=unstructured,2of4,4of8")
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "__iter__", interrupt_at_2_of_4)
+        result = barber(*arguments)
+    assert (result.code, result.err) == (130, "barber: interrupted\n")
+    assert "1 done, 0 skipped, 1 failed" in result.out
+    assert "2 done, 1 skipped, 0 failed" in done(barber(*arguments))
+
+
+def test_resume_never_does_all_of_it_again(tokens: Path, tmp_path: Path) -> None:
+    arguments = sweep(tokens, tmp_path / "out", "rebuild.alpha=0.1,0.9", "resume=never")
+    done(barber(*arguments))
+    assert "2 done, 0 skipped, 0 failed" in done(barber(*arguments))
+
+
+@pytest.fixture
+def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every time that a walk collects statistics for initial masks, by layer."""
+    seen: list[str] = []
+    prune_layer = Walk._prune_layer
+
+    def note(walk: Walk, work: Any, stream: Any) -> None:
+        seen.append(f"{walk.pruner} {work.index}")
+        prune_layer(walk, work, stream)
+
+    monkeypatch.setattr(Walk, "_prune_layer", note)
+    return seen
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_the_initial_masks_of_a_sweep_are_computed_once_and_change_no_bit(
+    pruner: str, streaming: str, tokens: Path, tmp_path: Path, phases: list[str]
+) -> None:
+    point = [f"pruner={pruner}", f"engine.streaming={streaming}", "export=masks", "rebuild.alpha=0.1,0.5,0.9"]
+    done(barber(*sweep(tokens, tmp_path / "kept", *point)))
+    assert len(phases) == 2  # layers
+    done(barber(*sweep(tokens, tmp_path / "alone", *point, "cache=off")))
+    assert len(phases) == 2 + 3 * 2
+    kept, alone = records_of(tmp_path / "kept"), records_of(tmp_path / "alone")
+    assert [record["initial"] for record in kept.values()].count("kept") == 2
+    assert {record["initial"] for record in alone.values()} == {None}
+    for key, record in kept.items():
+        other = alone[f"{key} cache=off"]
+        assert record["digest"] == other["digest"]
+        assert figures(record) == figures(other)
+    for folder in (tmp_path / "kept").glob("*/masks.safetensors"):
+        assert folder.read_bytes() == (tmp_path / "alone" / folder.parent.name / folder.name).read_bytes()
+
+
+def test_an_initial_mask_alone_is_taken_from_a_rebuilding_and_the_other_way_round(
+    tokens: Path, tmp_path: Path, phases: list[str]
+) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out", "rebuild=none,barber")))
+    assert len(phases) == 2
+    alone, rebuilt = sorted(records_of(tmp_path / "out").values(), key=lambda record: len(record["results"]))
+    assert figures(alone)["results"]["pruned"] == figures(rebuilt)["results"]["pruned"]
+    assert "cached" in rebuilt["results"]["pruned"]["perplexity"]["tokens"]
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=1", "batch_size=1", "precision.forward=bfloat16", "calibration.nsamples=4", "pattern.sparsity=0.4"]
+)
+def test_other_initial_masks_are_computed(change: str, tokens: Path, tmp_path: Path, phases: list[str]) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out")))
+    phases.clear()
+    done(barber(*sweep(tokens, tmp_path / "out", change)))
+    assert len(phases) == 2
+
+
+def test_an_interleaved_run_neither_takes_nor_gives_initial_masks(tokens: Path, tmp_path: Path) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out", "schedule=interleaved,paper")))
+    first, second = (record["initial"] for record in records_of(tmp_path / "out").values())
+    assert {first, second} == {None, "computed"}
+
+
+def test_a_run_that_was_killed_completes_the_initial_masks_when_it_goes_on(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: list[str]
+) -> None:
+    look = Walk._look
+
+    def stop_in_the_second_layer(walk: Walk, work: Any, *rest: Any) -> Any:
+        if work.index == 1:
+            raise MemoryError
+        return look(walk, work, *rest)
+
+    arguments = sweep(tokens, tmp_path / "out", "export=hf")
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "_look", stop_in_the_second_layer)
+        assert barber(*arguments).code == 1
+    done(barber(*arguments))
+    assert len(phases) == 3
+    phases.clear()
+    done(barber(*sweep(tokens, tmp_path / "other", "rebuild.alpha=0.7")))
+    assert phases == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which runs are the same
+
+
+PLACES = ["name", "resume", "data_dir"]
+
+
+@given(st.sampled_from(PLACES), st.text(max_size=5))
+def test_names_and_places_make_no_other_run(key: str, value: str) -> None:
+    config = {"name": "a", "resume": "auto", "data_dir": None, "pattern": {"sparsity": 0.5}, "x": [{"data_dir": "d"}]}
+    assert digest_of(config | {key: value}) == digest_of(config)
+    assert digest_of(config | {"x": [{"data_dir": value}]}) == digest_of(config)
+    assert digest_of(config | {"pattern": {"sparsity": 0.6}}) != digest_of(config)
+    assert digest_of(config | {"seed": 1}) != digest_of(config)
+
+
+def test_a_job_is_found_in_its_folder_by_the_digest_in_its_record(tokens: Path, tmp_path: Path) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out", "tracker=none")))
+    (record,) = records_of(tmp_path / "out").values()
+    (folder,) = (path.parent for path in (tmp_path / "out").glob("*/record.json"))
+    assert record["digest"] == digest_of(record["config"])
+    assert folder.name == f"tiny_unstructured_wanda_barber-{record['digest'][:12]}"
+    assert record["choices"]["pruner"] == "wanda" and record["choices"]["experiment"] is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Searches
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("rebuilt.perplexity.tokens", "objective must name a figure of the results; rebuilt.perplexity.tokens is dict"),
+        ("rebuilt.kl", "objective must name a figure of the results: rebuilt.kl has no kl, there is perplexity"),
+    ],
+)
+def test_an_objective_that_is_no_figure_is_refused(key: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        objective({"rebuilt": {"perplexity": {"tokens": {"nll_per_token": 2.5}}}}, key)
+    assert str(caught.value) == sentence
+
+
+def test_optuna_looks_for_the_lowest_loss(tokens: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    arguments = sweep(
+        tokens, tmp_path / "out", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "evals.stages=[rebuilt]"
+    )
+    arguments += [
+        "hydra.sweeper.n_jobs=1",
+        "objective=rebuilt.perplexity.tokens.nll_per_token",
+        "hydra.sweeper.sampler.seed=1",
+    ]
+    result = barber(*arguments, "rebuild.alpha=interval(0.1,1)")
+    assert result.code == 0, result
+    losses = [
+        record["results"]["rebuilt"]["perplexity"]["tokens"]["nll_per_token"]
+        for record in records_of(tmp_path / "out").values()
+    ]
+    best = (tmp_path / "out" / "optimization_results.yaml").read_text()
+    assert len(losses) == 4
+    assert float(re.search(r"best_value: (\S+)", best)[1]) == min(losses)  # type: ignore[index]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Devices
+
+
+def record(_: str | None) -> RunRecord:
+    return RunRecord({}, [])
+
+
+def test_every_job_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with sweeps.free_gpu() as first, sweeps.free_gpu() as second:
+        assert (first, second) == ("cuda:0", "cuda:1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")  # the same ones by other numbers
+    with sweeps.free_gpu() as first, sweeps.free_gpu() as second:
+        assert (first, second) == ("cuda:0", "cuda:1")
+        assert len(list(tmp_path.glob("barber-gpu-*"))) == 2
+
+
+def test_without_a_gpu_there_is_none_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with sweeps.free_gpu() as device:
+        assert device is None

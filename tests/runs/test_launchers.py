@@ -1,0 +1,50 @@
+"""The same sweep through every launcher gives the same records."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from tests import tiny
+
+LAUNCHERS = {
+    "basic": [],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+}
+
+
+def figures_of(launcher: str, folder: Path) -> dict[str, Any]:
+    """What the records of a small sweep hold but for times and places, by the digest of the config."""
+    if launcher != "basic":
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    save_file({"tokens": tiny.tokens(5, 64)}, folder / "tokens.safetensors")
+    command = [
+        *(sys.executable, "-m", "barber", "-m", "model=tiny", "pruner=wanda", "rebuild.alpha=0.1,0.9", "threads=1"),
+        *("calibration=tokens", f"calibration.path={folder / 'tokens.safetensors'}", "export=none"),
+        *("evals/text=tokens", f"evals.texts.tokens.path={folder / 'tokens.safetensors'}", "evals.sample=null"),
+        *("evals.seqlen=64", f"hydra.sweep.dir={folder / launcher}", *LAUNCHERS[launcher]),
+    ]
+    environment = os.environ | {"BARBER_CACHE": str(folder / f"cache-{launcher}")}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert result.returncode == 0, result
+    assert "2 done, 0 skipped, 0 failed" in result.stdout
+    found = {}
+    for path in (folder / launcher).glob("*/record.json"):
+        record = json.loads(path.read_text())
+        perplexity = {
+            stage: results["perplexity"]["tokens"]["nll_per_token"] for stage, results in record["results"].items()
+        }
+        found[record["digest"], path.parent.name] = (perplexity, record["linears"], record["calibration"]["digest"])
+    assert len(found) == 2
+    return found
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_the_records_are_those_of_one_job_after_the_other(launcher: str, tmp_path: Path) -> None:
+    assert figures_of(launcher, tmp_path) == figures_of("basic", tmp_path)
