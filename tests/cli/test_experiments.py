@@ -1,0 +1,126 @@
+"""Every experiment of conf/ is one that runs: all its points make an experiment, with the settings that it is about."""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+import barber
+from barber.config import experiment, resolved
+from barber.record import digest_of
+from barber.runner import Experiment
+
+CONF = Path(barber.__file__).parents[1] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+SWEEPS = [name for name in NAMES if name.startswith(("table_", "ablation_", "demo_"))]
+ALL_METHODS = ["dense", "magnitude", "magnitude_barber", "wanda", "wanda_barber"]
+ALL_METHODS += ["sparsegpt", "sparsegpt_mask", "sparsegpt_barber"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_module("barber.conf", version_base="1.3"):
+        yield
+
+
+def config_of(*overrides: str) -> tuple[dict[str, Any], Any]:
+    """The resolved config and what Hydra is to do with it."""
+    config = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    hydra_config = config.hydra
+    with open_dict(config):
+        del config["hydra"]
+    return resolved(config), hydra_config
+
+
+def points(name: str, *overrides: str) -> list[list[str]]:
+    """The overrides of every job; of large grids, as many as show every value."""
+    _, hydra_config = config_of(f"experiment={name}", *overrides)
+    assert str(hydra_config.mode) == "RunMode.MULTIRUN"
+    axes = [
+        [f"{key}={value}" for value in str(values).split(",")] for key, values in hydra_config.sweeper.params.items()
+    ]
+    if len(list(product(*axes))) <= 16:
+        return [list(point) for point in product(*axes)]
+    return [[axis[i % len(axis)] for axis in axes] for i in range(max(map(len, axes)))]
+
+
+def jobs(name: str, *overrides: str) -> Iterator[tuple[str, dict[str, Any], Experiment]]:
+    for point in points(name, *overrides):
+        values, _ = config_of(f"experiment={name}", *overrides, *point)
+        yield " ".join(point), values, experiment(values)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_point_is_an_experiment_of_its_own(name: str) -> None:
+    digests = [digest_of(values) for _, values, _ in jobs(name)]
+    assert len(set(digests)) == len(digests) > 1
+
+
+@pytest.mark.parametrize("name", ["table_unstructured", "table_nm", "table_zero_shot", "demo_table"])
+def test_the_paper_s_tables_have_every_method_alone_and_rebuilt(name: str) -> None:
+    methods = [word for point in points(name) for word in point if word.startswith("method=")]
+    assert set(methods) == {f"method={method}" for method in ALL_METHODS}
+
+
+# methods.md: the settings of the authors' scripts
+@pytest.mark.parametrize(
+    ("model", "magnitude", "sparsegpt"),
+    [
+        ("llama-7b", ("block", 0.1), ("layer", 0.1)),
+        ("llama-13b", ("block", 0.1), ("layer", 0.1)),
+        ("llama2-7b", ("block", 0.1), ("input", 0.001)),
+        ("llama3-8b", ("block", 0.1), ("input", 0.001)),
+        ("llama2-13b", ("layer", 0.1), ("layer", 0.1)),
+    ],
+)
+def test_rebuilding_has_the_settings_of_the_scripts_for_the_model(
+    model: str, magnitude: tuple[str, float], sparsegpt: tuple[str, float]
+) -> None:
+    rebuilt = {
+        point.partition("=")[2]: (made.rebuild.granularity, made.rebuild.alpha)
+        for point, _, made in jobs("table_unstructured", f"model={model}")
+        if made.rebuild is not None
+    }
+    assert rebuilt == {
+        "magnitude_barber": magnitude,
+        "wanda_barber": ("output", 0.01),
+        "sparsegpt_barber": sparsegpt,
+        "sparsegpt_mask": ("output", 0),
+    }
+
+
+def test_n_of_m_is_rebuilt_by_output_rows() -> None:
+    for _, _, made in jobs("table_nm", "model=llama2-13b"):
+        if made.rebuild is not None:
+            assert made.rebuild.granularity == "output"
+            made.rebuild.check(made.pattern)
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPS if not name.startswith("demo")])
+def test_tables_and_ablations_have_the_papers_protocol(name: str) -> None:
+    values, _ = config_of(f"experiment={name}")
+    assert (values["evals"]["seqlen"], values["evals"]["max_windows"]) == (2048, None)
+    assert (values["calibration"]["nsamples"], values["calibration"]["seqlen"]) == (128, 2048)
+    assert values["export"] is None or name == "ablation_precision"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SWEEPS and not name.startswith("search_")])
+def test_the_others_are_single_runs(name: str) -> None:
+    values, hydra_config = config_of(f"experiment={name}")
+    assert hydra_config.mode is None
+    experiment(values)
+
+
+def test_a_search_measures_on_validation_text_alone() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    values, hydra_config = config_of("experiment=search_alpha_granularity")
+    assert [text["split"] for text in values["evals"]["texts"].values()] == ["validation"]
+    assert values["objective"].split(".")[2] in values["evals"]["texts"]
+    assert str(hydra_config.sweeper.direction) == "minimize"
+    experiment(values)
