@@ -85,7 +85,8 @@ COMMAND_LINE = {
     "metric=null": "metric=null: no such choice; metric can be gradient, weight, weight_gradient",
     "evals=[perplexity,foo]": "evals=foo: no such choice; evals can be agreement, none, perplexity, zero_shot",
     "evals/text=foo": (
-        "evals/text=foo: no such choice; evals/text can be c4, files, hub, offline, ptb, tokens, wikitext2"
+        "evals/text=foo: no such choice; evals/text can be c4, files, hub, offline, ptb, tokens, wikitext2, "
+        "wikitext2_validation"
     ),
     "pruner=[wanda,foo]": "pruner=foo: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
     "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
@@ -421,16 +422,6 @@ def test_nothing_in_the_folder_of_a_finished_run_is_touched(again: str, reads_we
     before = contents(tmp_path)
     assert complaint(barber(*command.split(), *again.split())) == (
         f"hydra.run.dir must not hold a finished run, but there is {tmp_path / 'record.json'}; choose another"
-    )
-    assert contents(tmp_path) == before
-
-
-def test_nothing_in_the_folder_of_a_finished_sweep_is_touched(reads_weights: None, tmp_path: Path) -> None:
-    command = f"-m {TINY} export=none rebuild.alpha=0.1 hydra.sweep.dir={tmp_path}"
-    assert barber(*command.split()).code == 0
-    before = contents(tmp_path)
-    assert complaint(barber(*command.split())) == (
-        f"hydra.sweep.dir must not hold a finished run, but there is {tmp_path / '0' / 'record.json'}; choose another"
     )
     assert contents(tmp_path) == before
 

@@ -336,7 +336,7 @@ def test_the_commands_of_a_sweep_are_commands_of_barber(name: str, monkeypatch: 
 
 
 def test_sweeps_are_no_choices_of_barber() -> None:
-    assert "alpha_granularity" not in barber("--help").out
+    assert "\nwandb:" not in barber("--help").out
 
 
 def test_an_agent_runs_a_sweeps_command_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
