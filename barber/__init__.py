@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from barber.errors import BarberError, NumericsError, UserError
     from barber.metrics import Gradient, Weight, WeightGradient
     from barber.patterns import NM, Unstructured
-    from barber.pruners import Magnitude, SparseGPT, Wanda
-    from barber.rebuild import Barber
+    from barber.pruners import RIA, Magnitude, SparseGPT, Wanda
+    from barber.rebuild import Barber, Swaps
 
 __all__ = [
     "NM",
+    "RIA",
     "Barber",
     "BarberError",
     "BlockReport",
@@ -23,6 +24,7 @@ __all__ = [
     "NumericsError",
     "Report",
     "SparseGPT",
+    "Swaps",
     "Unstructured",
     "UserError",
     "Wanda",
@@ -38,8 +40,8 @@ _ROOMS = {
     "errors": ("BarberError", "NumericsError", "UserError"),
     "metrics": ("Gradient", "Weight", "WeightGradient"),
     "patterns": ("NM", "Unstructured"),
-    "pruners": ("Magnitude", "SparseGPT", "Wanda"),
-    "rebuild": ("Barber",),
+    "pruners": ("RIA", "Magnitude", "SparseGPT", "Wanda"),
+    "rebuild": ("Barber", "Swaps"),
 }
 
 

@@ -20,7 +20,7 @@ from barber.patterns import Pattern
 from barber.precision import Precision
 from barber.pruners import Pruner
 from barber.ranks import Ranks
-from barber.rebuild import Barber
+from barber.rebuild import Rebuild
 from barber.tensors import Tensor
 from barber.walk import BlockResult, Schedule, Walk
 from barber.weights import InMemory, Weights
@@ -49,10 +49,12 @@ class Report:
     Args:
         blocks: the blocks, in the order of the walk.
         seconds: time by phase of the walk.
+        initial_seconds: the part of it that computing the initial masks took, where they were not known.
     """
 
     blocks: list[BlockReport] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    initial_seconds: float = 0.0
 
     @property
     def linears(self) -> dict[str, dict[str, int]]:
@@ -86,7 +88,7 @@ def prune(
     *,
     pattern: Pattern,
     pruner: Pruner,
-    rebuild: Barber | None = None,
+    rebuild: Rebuild | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
     precision: Precision | None = None,
@@ -108,7 +110,7 @@ def prune(
         tokens_BL: calibration samples, integer token ids.
         pattern: what the masks look like, `Unstructured(0.5)` or `NM(2, 4)`.
         pruner: the method of the initial masks, `Magnitude()`, `Wanda()`, `SparseGPT()`.
-        rebuild: `Barber(...)`, or None to leave the initial masks.
+        rebuild: `Barber(...)`, `Swaps()`, or None to leave the initial masks.
         device: where to compute; one layer at a time is taken there. None: where the model is.
         batch_size: samples that go through a layer together; None: as many as fit comfortably.
         precision: of the matrix products; None: float32 on a CPU, bfloat16 on a GPU.
@@ -199,7 +201,7 @@ def prune(
     finally:
         for module in training:
             module.training = True
-    return Report(blocks, walk.stopwatch.seconds)
+    return Report(blocks, walk.stopwatch.seconds, walk.initial_seconds)
 
 
 def fitting_batch_size(config: PreTrainedConfig, seqlen: int, device: torch.device) -> int:

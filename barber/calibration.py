@@ -140,16 +140,20 @@ class TokenSamples:
     Args:
         path: the file.
         nsamples: how many of its samples to take, from the first; None: all.
+        seqlen: how many of a sample's tokens to take, from the first; None: all.
         save: another file to keep them in; None: nowhere.
     """
 
     path: str
     nsamples: int | None = None
+    seqlen: int | None = None
     save: str | None = None
 
     def __post_init__(self) -> None:
         if self.nsamples is not None and self.nsamples < 1:
             raise UserError(f"must be at least 1, not {self.nsamples}", field="nsamples")
+        if self.seqlen is not None and self.seqlen < 2:
+            raise UserError(f"must be at least 2, not {self.seqlen}", field="seqlen")
         _check_save(self.save)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
@@ -161,7 +165,9 @@ class TokenSamples:
             raise UserError(f"must hold samples of at least 2 tokens; {self.path} has {shape}", field="path")
         if self.nsamples is not None and self.nsamples > shape[0]:
             raise UserError(f"must be at most {shape[0]}, the samples of {self.path}", field="nsamples")
-        return CalibrationSet(tokens_NL[: self.nsamples], f"token ids of {self.path}")
+        if self.seqlen is not None and self.seqlen > shape[1]:
+            raise UserError(f"must be at most {shape[1]}, the tokens of a sample of {self.path}", field="seqlen")
+        return CalibrationSet(tokens_NL[: self.nsamples, : self.seqlen], f"token ids of {self.path}")
 
 
 def offline(nsamples: int = 128, seqlen: int = 2048, seed: int = 0, save: str | None = None) -> TextWindows:

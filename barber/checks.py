@@ -7,11 +7,11 @@ from barber.decoder import Decoder
 from barber.errors import UserError, within
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruner, SparseGPT
-from barber.rebuild import Barber
+from barber.rebuild import Rebuild
 from barber.tensors import Tensor
 
 
-def check_methods(pattern: Pattern, pruner: Pruner | None, rebuild: Barber | None) -> None:
+def check_methods(pattern: Pattern, pruner: Pruner | None, rebuild: Rebuild | None) -> None:
     """Refuse combinations of methods that mean nothing.
 
     Raises:

@@ -190,8 +190,14 @@ def _digest(*, _root_: DictConfig) -> str:
     return digest_of({str(key): value for key, value in values.items()})[:12]
 
 
+def _sweep(*, _root_: DictConfig) -> str:
+    """The name of a sweep: its experiment, or else what its runs are called."""
+    return str(_root_.hydra.runtime.choices.get("experiment") or _root_.name)
+
+
 # Here, where launchers' own processes find it, too: they import this module for `_job`.
 OmegaConf.register_new_resolver("digest", _digest, replace=True)
+OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
 
 
 def _writing_to(folder: str) -> list[str]:

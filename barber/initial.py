@@ -1,6 +1,8 @@
 """Initial masks kept across runs: a sweep over the rebuilding computes them once."""
 
+import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +65,26 @@ class InitialMasks:
             log.warning("The initial masks are not kept for other runs: %s", error)
             self._failed = True
 
+    @property
+    def seconds(self) -> float | None:
+        """What it took to compute them, where that is known."""
+        try:
+            return float(json.loads(self._seconds.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def took(self, seconds: float) -> None:
+        """Keep what it took to compute them: the times of runs that know them are not those of the method."""
+        with suppress(OSError):
+            self._seconds.write_text(json.dumps(seconds), encoding="utf-8")
+
     def has_all(self, num_layers: int) -> bool:
         """Whether every layer has its file."""
         return all(self._file(index).is_file() for index in range(num_layers))
+
+    @property
+    def _seconds(self) -> Path:
+        return self.folder / "seconds.json"
 
     def _file(self, index: int) -> Path:
         return self.folder / f"layer-{index:05d}.safetensors"

@@ -22,9 +22,11 @@ def physical_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` count from now on."""
+    """Let `peak_memory` count from now on, without what was freed and not given back."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
     with suppress(OSError):  # where there is no such file, the peak is that since the process began
         Path("/proc/self/clear_refs").write_text("5")
 

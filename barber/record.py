@@ -39,7 +39,9 @@ class RunRecord:
         choices: the chosen option of every config group, `experiment` among them.
         digest: of the config, see `digest_of`.
         tracking: where a tracker keeps the run.
-        initial: whether the initial masks were computed or known from another run; None: they cost nothing to keep.
+        machine: device, threads, batch size, precision; `peak_memory_bytes` is that of the walk.
+        initial: whether the initial masks were `known` from another run, and the `seconds` that computing them took
+            then or now; None: nothing was kept.
     """
 
     config: dict[str, Any]
@@ -56,7 +58,7 @@ class RunRecord:
     seeds: dict[str, int | None] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     resumed: dict[str, Any] | None = None
-    initial: Literal["computed", "kept"] | None = None
+    initial: dict[str, Any] | None = None
     sparsity: dict[str, Any] | None = None
     linears: dict[str, dict[str, int]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)

@@ -39,7 +39,7 @@ from barber.plots import plot_block_errors, plot_losses
 from barber.precision import Precision
 from barber.pruners import Pruner
 from barber.ranks import Ranks, joined, local_device
-from barber.rebuild import Barber
+from barber.rebuild import Rebuild
 from barber.record import RunRecord, digest_of
 from barber.tensors import Tensor
 from barber.texts import TokenFile
@@ -74,7 +74,7 @@ class Experiment:
     pattern: Pattern
     calibration: Calibration
     pruner: Pruner | None
-    rebuild: Barber | None
+    rebuild: Rebuild | None
     evals: Evaluation | None
     tracker: Tracker | None
     export: HuggingFaceFolder | MaskFile | None
@@ -172,7 +172,6 @@ class _Run:
         record.seconds = self.stopwatch.seconds
         if experiment.threads is not None:
             torch.set_num_threads(experiment.threads)
-        reset_peak_memory()
         _seed_everything(experiment.seed)
         with self.stopwatch("prepare"):
             inputs = self._prepare()
@@ -193,7 +192,6 @@ class _Run:
         if checkpoint is not None:
             checkpoint.remove()
             self.checkpoint = None
-        record.machine["peak_memory_bytes"] = peak_memory(inputs.device)
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
     def clean_up(self) -> None:
@@ -371,6 +369,7 @@ class _Run:
 
             initial = stack.enter_context(self._initial_masks(model, weights, inputs, batch_size))
             weights.restore()
+            reset_peak_memory()
             report = prune(
                 model,
                 calibration.tokens_NL,
@@ -389,6 +388,10 @@ class _Run:
                 on_block=on_block,
                 on_layer=on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
+            if initial is not None and not initial.complete and record.resumed is None:
+                initial.took(report.initial_seconds)
+                record.initial = {"known": False, "seconds": report.initial_seconds}
+        record.machine["peak_memory_bytes"] = peak_memory(inputs.device)
         self.ranks.meet()  # no file of the checkpoint is removed while another process reads it
         if self.ranks.leads:
             self._note(report)
@@ -418,8 +421,8 @@ class _Run:
         with entry.opened("the initial masks") as complete:
             if complete:
                 log.info("The initial masks are known from another run.")
-            self.record.initial = "kept" if complete else "computed"
             masks = InitialMasks(entry.folder, complete)
+            self.record.initial = {"known": complete, "seconds": masks.seconds}
             yield masks
             if not complete and masks.has_all(len(Decoder(model).layers)):
                 entry.complete()

@@ -100,14 +100,18 @@ class AllFed(Exception):  # noqa: N818 (it is no error)
 
 @contextmanager
 def observing_inputs(
-    linears: Mapping[str, nn.Module], statistic: Callable[[], InputStatistic], stop: bool = False
+    linears: Mapping[str, nn.Module],
+    statistic: Callable[[], InputStatistic],
+    stop: bool = False,
+    into: dict[str, InputStatistic] | None = None,
 ) -> Iterator[dict[str, InputStatistic]]:
     """Collect a statistic of every linear's inputs while the model runs inside this context.
 
     Linears that are fed the very same tensor (q, k and v; gate and up) share one statistic: it is computed once.
-    With `stop` the model is interrupted by `AllFed` as soon as nothing is left to see.
+    With `stop` the model is interrupted by `AllFed` as soon as nothing is left to see. With `into` what an earlier
+    context has collected is gone on with.
     """
-    statistics: dict[str, InputStatistic] = {}
+    statistics: dict[str, InputStatistic] = {} if into is None else into
     last: tuple[Tensor, InputStatistic] | None = None
     fed: set[str] = set()
 

@@ -8,7 +8,7 @@ So the dense weights of one layer at a time are held beside the model, and a fin
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from barber.patterns import Pattern
 from barber.precision import Arithmetic, Precision
 from barber.pruners import Pruned, Pruner
 from barber.ranks import Ranks
-from barber.rebuild import Barber
+from barber.rebuild import Evidence, Rebuild
 from barber.statistics import AllFed, InputStatistic, MeanSquaredGradient, observing_inputs, observing_outputs
 from barber.tensors import Tensor, batches, converted
 from barber.timing import Stopwatch
@@ -121,13 +121,15 @@ class Comparison:
     """What running a block with dense and with initially pruned weights on the same inputs has given.
 
     Args:
+        squared: of every linear, the gradients of the samples' losses at the dense weights.
+        inputs: the rebuilding's statistic of every linear's inputs, with the initial masks.
         loss_N: every sample's loss of the initial masks, batch by batch.
-        gradient_OI: mean over samples of the squared gradient of that loss at the dense weights.
     """
 
     squared: dict[str, MeanSquaredGradient]
+    inputs: dict[str, InputStatistic] = field(default_factory=dict)
     loss_N: list[Tensor] = field(default_factory=list)
-    gradient_OI: dict[str, Tensor] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 @dataclass
@@ -167,7 +169,7 @@ class Walk:
     tokens_NL: Tensor
     pattern: Pattern
     pruner: Pruner
-    rebuild: Barber | None
+    rebuild: Rebuild | None
     device: torch.device
     batch_size: int
     weights: Weights | None = None
@@ -179,6 +181,7 @@ class Walk:
     begin: int = 0
     restore: Callable[[dict[str, Activations]], None] | None = None
     streams: dict[str, Activations] = field(default_factory=dict, init=False)
+    initial_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.ranks = Ranks.present()
@@ -248,6 +251,7 @@ class Walk:
                 work.initial = self.initial.read(work.index, work.dense_OI)
         elif self.pruner.statistic is None or not self._interleaves:
             self._prune_layer(work, pruned)
+            self.initial_seconds += time.perf_counter() - start
             if self.initial is not None:
                 self.initial.write(work.index, work.dense_OI, work.initial)
         for block in work.layer.blocks:
@@ -339,7 +343,7 @@ class Walk:
             self._assign(linears, pruned_OI, self._forward)
 
     def _rebuild(
-        self, work: LayerWork, block: Block, rebuild: Barber, stream: Stream
+        self, work: LayerWork, block: Block, rebuild: Rebuild, stream: Stream
     ) -> tuple[Exchanged, list[Tensor]]:
         """Rebuild the masks of the layer's next block.
 
@@ -347,9 +351,9 @@ class Walk:
         """
         without_mask = self.pruner.statistic is not None and self._interleaves
         compare = self._prune_and_compare if without_mask else self._compare
-        compared = compare(work, block, stream, rebuild.metric.needs_gradient)
+        compared = compare(work, block, stream, rebuild)
         with self.stopwatch("exchange"):
-            exchanged = self._exchange(work, block, rebuild, compared.gradient_OI)
+            exchanged = self._exchange(work, block, rebuild, compared.evidence)
         loss_after_N = compared.loss_N
         if self._has_changed(work, block, exchanged):
             assert work.targets is not None
@@ -374,17 +378,17 @@ class Walk:
         same = (torch.equal(exchanged.final[name].weight_OI, work.initial[name].weight_OI) for name in names)
         return self.device.type != "cpu" or not all(same)
 
-    def _compare(self, work: LayerWork, block: Block, stream: Stream, with_gradient: bool) -> Comparison:
+    def _compare(self, work: LayerWork, block: Block, stream: Stream, rebuild: Rebuild) -> Comparison:
         """Run the block sparse and dense on the same inputs, and take the gradients of the difference.
 
         The gradient is taken at the dense weights, for one sample's loss at a time (arXiv 2408.10631, section 3.3).
         """
-        compared = self._comparison(block)
+        compared, with_gradient = self._comparison(block), rebuild.needs_gradient
         initial_OI = {linear.name: work.initial[linear.name].weight_OI for linear in block.linears}
         for batch, call in stream.calls(work.index):
             with self.stopwatch("compare"):
                 self._assign(block.linears, initial_OI, self._forward)
-                with self._forward():
+                with self._forward(), self._feeding(rebuild, block, compared):
                     block_call, y_sparse = work.layer.run_block(work.rebuilt, call, work.done(batch))
                 self._assign(block.linears, work.dense_OI, self._gradient)
                 with self._dense_pass(block, with_gradient) as observed:
@@ -392,9 +396,9 @@ class Walk:
             self._take_in(compared, work, batch, y_sparse, y_dense, observed, with_gradient)
         return self._compared(compared, work, block)
 
-    def _prune_and_compare(self, work: LayerWork, block: Block, stream: Stream, with_gradient: bool) -> Comparison:
+    def _prune_and_compare(self, work: LayerWork, block: Block, stream: Stream, rebuild: Rebuild) -> Comparison:
         """The same for a block without an initial mask: the statistics for it come from the dense passes, too."""
-        compared = self._comparison(block)
+        compared, with_gradient = self._comparison(block), rebuild.needs_gradient
         kept: list[tuple[Call, Tensor, dict[str, tuple[Tensor, Tensor]]]] = []
         self._assign(block.linears, work.dense_OI, self._gradient)
         with self._observing(block.linears, stop=not self.keep_graphs) as statistics:
@@ -411,7 +415,7 @@ class Walk:
                     self._assign(block.linears, work.dense_OI, self._gradient)
                     block_call, y_dense, observed = self._run_dense(work, block, batch, call, with_gradient)
                 self._assign(block.linears, initial_OI, self._forward)
-                with self._forward():
+                with self._forward(), self._feeding(rebuild, block, compared):
                     y_sparse = block.run(block_call)
                 # The backward pass reads the weights that the modules have when it runs.
                 self._assign(block.linears, work.dense_OI, self._gradient)
@@ -476,20 +480,32 @@ class Walk:
         """The comparison, with all batches in it."""
         block_name = f"{work.layer.name}.{block.name}"
         self._checks.order({f"{block_name}: {_INITIAL_LOSS}": torch.cat(compared.loss_N)})
+        gradient_OI, inputs = {}, {}
         with self.stopwatch("squared gradients"):
-            for name, statistic in compared.squared.items():
-                if not statistic.is_empty:
-                    compared.gradient_OI[name] = statistic.value(self.ranks)
-        self._checks.order({f"{name}: the gradient": gradient for name, gradient in compared.gradient_OI.items()})
+            for name, squared in compared.squared.items():
+                if not squared.is_empty:
+                    gradient_OI[name] = squared.value(self.ranks)
+        with self.stopwatch("statistics"):
+            means = {id(statistic): statistic.value(self.ranks) for statistic in compared.inputs.values()}
+            inputs = {name: means[id(statistic)] for name, statistic in compared.inputs.items()}
+        self._checks.order({f"{name}: the gradient": gradient for name, gradient in gradient_OI.items()})
+        compared.evidence = Evidence(gradient_OI, inputs)
         return compared
 
-    def _exchange(self, work: LayerWork, block: Block, rebuild: Barber, gradient_OI: Mapping[str, Tensor]) -> Exchanged:
+    def _feeding(self, rebuild: Rebuild, block: Block, compared: Comparison) -> AbstractContextManager[object]:
+        """Collect what the rebuilding wants to know of the linears' inputs, if anything."""
+        if rebuild.statistic is None:
+            return nullcontext()
+        modules = {linear.name: linear.module for linear in block.linears}
+        return observing_inputs(modules, partial(rebuild.statistic, len(self.tokens_NL)), into=compared.inputs)
+
+    def _exchange(self, work: LayerWork, block: Block, rebuild: Rebuild, evidence: Evidence) -> Exchanged:
         """Rebuild the masks of the block's linears and let them use the weights that the new masks leave."""
         names = [linear.name for linear in block.linears]
         weight_OI = {name: rebuild.weight(work.dense_OI[name], work.initial[name]) for name in names}
-        score_OI = {name: rebuild.metric.score(weight_OI[name], gradient_OI.get(name)) for name in names}
-        self._checks.order({f"{name}: the score": score for name, score in score_OI.items()})
-        rebuilt = rebuild.exchange(score_OI, {name: work.initial[name].mask_OI for name in names}, self.pattern)
+        mask_OI = {name: work.initial[name].mask_OI for name in names}
+        rebuilt = rebuild.rebuild(weight_OI, mask_OI, evidence, self.pattern)
+        self._checks.order({f"{name}: the score": found.score for name, found in rebuilt.items()})
         final = {name: Pruned.masking(weight_OI[name], rebuilt[name].mask_OI) for name in names}
         self._assign(block.linears, {name: pruned.weight_OI for name, pruned in final.items()}, self._forward)
         work.final.update({name: pruned.weight_OI for name, pruned in final.items()})

@@ -156,6 +156,20 @@ def wanda(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsit
     return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score])
 
 
+def ria(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity, whole: bool) -> np.ndarray:
+    """The mask of RIA with exponent 0.5, weights compared in every row or over the whole matrix."""
+    second_moment = np.mean([[sum(x_L**2) for x_L in x_LI.astype(np.float64).T] for x_LI in inputs], axis=0)
+    size, score = np.abs(weight_OI.astype(np.float64)), np.empty(weight_OI.shape)
+    for o, i in np.ndindex(*size.shape):
+        relative = size[o, i] / sum(size[:, i]) + size[o, i] / sum(size[o])
+        score[o, i] = relative * second_moment[i] ** 0.25
+    if sparsity.m is not None:
+        return _prune_cells(score, sparsity)
+    if whole:
+        return np.array(up_to_threshold(score.flatten().tolist(), sparsity.ratio)).reshape(score.shape)
+    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score])
+
+
 def _prune_cells(score: np.ndarray, sparsity: Sparsity) -> np.ndarray:
     assert sparsity.n is not None and sparsity.m is not None
     return np.array([lowest_of_cells(row.tolist(), sparsity.n, sparsity.m) for row in score])

@@ -2,7 +2,8 @@
 
 from barber.pruners.base import Pruned, Pruner
 from barber.pruners.magnitude import Magnitude
+from barber.pruners.ria import RIA
 from barber.pruners.sparsegpt import SparseGPT
 from barber.pruners.wanda import Wanda
 
-__all__ = ["Magnitude", "Pruned", "Pruner", "SparseGPT", "Wanda"]
+__all__ = ["RIA", "Magnitude", "Pruned", "Pruner", "SparseGPT", "Wanda"]

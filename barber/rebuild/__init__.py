@@ -1,5 +1,7 @@
 """Rebuilding a mask, block by block. One file a method."""
 
 from barber.rebuild.barber import Barber
+from barber.rebuild.base import Evidence, Rebuild, Rebuilt
+from barber.rebuild.swaps import Swaps
 
-__all__ = ["Barber"]
+__all__ = ["Barber", "Evidence", "Rebuild", "Rebuilt", "Swaps"]

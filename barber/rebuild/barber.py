@@ -6,7 +6,7 @@ decides, less its drifting sparsity (with alpha = 1 and with ties its thresholds
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -15,19 +15,9 @@ from barber.errors import UserError
 from barber.metrics import Metric, WeightGradient
 from barber.patterns import NM, Granularity, Pattern
 from barber.pruners import Pruned
+from barber.rebuild.base import Evidence, Rebuilt
+from barber.statistics import InputStatistic
 from barber.tensors import Tensor
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """The rebuilt masks of a block's linears, and how many pairs of weights each exchanged.
-
-    With granularity `block` a pair may span two linears: it counts where the weight grew. The number stays on the
-    device, (), int64.
-    """
-
-    mask_OI: Tensor
-    num_exchanged: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,8 @@ class Barber:
     nm_exchange: Literal["row", "cell"] = "row"
     metric: Metric = field(default_factory=WeightGradient)
 
+    statistic: ClassVar[type[InputStatistic] | None] = None
+
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UserError(f"must be from 0 to 1, not {self.alpha}", field="alpha")
@@ -71,6 +63,19 @@ class Barber:
             return torch.where(pruned.mask_OI, dense_OI, pruned.weight_OI)
         return dense_OI
 
+    @property
+    def needs_gradient(self) -> bool:
+        """As the metric does."""
+        return self.metric.needs_gradient
+
+    def rebuild(
+        self, weight_OI: Mapping[str, Tensor], mask_OI: Mapping[str, Tensor], evidence: Evidence, pattern: Pattern
+    ) -> dict[str, Rebuilt]:
+        """Score the weights by the metric, and exchange."""
+        gradient_OI = evidence.gradient_OI
+        score_OI = {name: self.metric.score(weight_OI[name], gradient_OI.get(name)) for name in mask_OI}
+        return self.exchange(score_OI, mask_OI, pattern)
+
     def exchange(
         self, score_OI: Mapping[str, Tensor], pruned_OI: Mapping[str, Tensor], pattern: Pattern
     ) -> dict[str, Rebuilt]:
@@ -82,7 +87,7 @@ class Barber:
                 name: part.view_as(mask_OI) for part, (name, mask_OI) in zip(parts, pruned_OI.items(), strict=True)
             }
             return {
-                name: Rebuilt(rebuilt_OI[name], (mask_OI & ~rebuilt_OI[name]).sum())
+                name: Rebuilt(rebuilt_OI[name], (mask_OI & ~rebuilt_OI[name]).sum(), score_OI[name])
                 for name, mask_OI in pruned_OI.items()
             }
         return {name: self._exchange_linear(score_OI[name], pruned_OI[name], pattern) for name in pruned_OI}
@@ -99,7 +104,7 @@ class Barber:
         else:
             mask_1M, count_G = masks.exchange(score_OI.reshape(1, -1), pruned_OI.reshape(1, -1), self.alpha)
             mask_OI = mask_1M.view_as(pruned_OI)
-        return Rebuilt(mask_OI, count_G.sum())
+        return Rebuilt(mask_OI, count_G.sum(), score_OI)
 
 
 def _joined(matrices_OI: Mapping[str, Tensor]) -> Tensor:

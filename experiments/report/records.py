@@ -162,8 +162,15 @@ class Run:
 
     @property
     def walk_seconds(self) -> float | None:
-        """Seconds of the pass over the decoder layers."""
-        return (self.record.get("seconds") or {}).get("walk")
+        """Seconds of the pass over the decoder layers, as if the run had computed all of it."""
+        return sum(self.phases.values()) or (self.record.get("seconds") or {}).get("walk")
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase of the walk; initial masks that were known from another run cost what they cost there."""
+        initial = self.record.get("initial") or {}
+        known = {"initial masks, in another run": initial.get("seconds") or 0.0} if initial.get("known") else {}
+        return known | (self.record.get("walk_seconds") or {})
 
     @property
     def peak_memory(self) -> int | None:

@@ -128,7 +128,7 @@ def _stack(axes: Axes, seconds: Sequence[dict[str, float]]) -> None:
 
 def _phases(point: Point) -> dict[str, float]:
     """Mean seconds over the runs that walked through all layers in one go; the dense point's runs are other points'."""
-    runs = [] if point.dense else [run.record.get("walk_seconds") or {} for run in point.runs if not run.resumed]
+    runs = [] if point.dense else [run.phases for run in point.runs if not run.resumed]
     return {
         phase: sum(one.get(phase, 0.0) for one in runs) / len(runs)
         for phase in dict.fromkeys(phase for one in runs for phase in one)

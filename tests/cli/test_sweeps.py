@@ -86,6 +86,28 @@ def test_a_sweep_ends_with_a_table_of_its_points(tokens: Path, tmp_path: Path) -
     assert len(records_of(tmp_path / "out")) == 4
 
 
+def test_a_sweep_has_a_folder_of_its_experiments_or_its_runs_name(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [argument for argument in sweep(tokens, tmp_path) if not argument.startswith("hydra.sweep.dir")]
+    done(barber(*arguments, "seed=0,1"))
+    done(
+        barber(
+            *arguments[1:],
+            "experiment=ablation_schedule",
+            "seed=0",
+            "method=wanda_barber",
+            "calibration.nsamples=5",
+            "calibration.seqlen=64",
+        )
+    )
+    folders = {
+        folder.name: len(list(folder.glob("*/record.json"))) for folder in (tmp_path / "outputs/sweeps").iterdir()
+    }
+    assert folders == {"tiny_unstructured_wanda_barber": 2, "ablation_schedule": 2}
+
+
 def test_what_is_done_is_skipped_and_what_failed_runs_again(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +199,8 @@ def test_the_initial_masks_of_a_sweep_are_computed_once_and_change_no_bit(
     done(barber(*sweep(tokens, tmp_path / "alone", *point, "cache=off")))
     assert len(phases) == 2 + 3 * 2
     kept, alone = records_of(tmp_path / "kept"), records_of(tmp_path / "alone")
-    assert [record["initial"] for record in kept.values()].count("kept") == 2
+    assert sorted(record["initial"]["known"] for record in kept.values()) == [False, True, True]
+    assert len({record["initial"]["seconds"] for record in kept.values()}) == 1  # what it took once
     assert {record["initial"] for record in alone.values()} == {None}
     for key, record in kept.items():
         other = alone[f"{key} cache=off"]
@@ -209,8 +232,9 @@ def test_other_initial_masks_are_computed(change: str, tokens: Path, tmp_path: P
 
 def test_an_interleaved_run_neither_takes_nor_gives_initial_masks(tokens: Path, tmp_path: Path) -> None:
     done(barber(*sweep(tokens, tmp_path / "out", "schedule=interleaved,paper")))
-    first, second = (record["initial"] for record in records_of(tmp_path / "out").values())
-    assert {first, second} == {None, "computed"}
+    by_schedule = {record["config"]["schedule"]: record["initial"] for record in records_of(tmp_path / "out").values()}
+    assert by_schedule["interleaved"] is None
+    assert by_schedule["paper"]["known"] is False and by_schedule["paper"]["seconds"] > 0
 
 
 def test_a_run_that_was_killed_completes_the_initial_masks_when_it_goes_on(

@@ -187,6 +187,7 @@ def test_token_samples_are_the_first_of_the_file(tmp_path: Path, dtype: torch.dt
     assert samples.digest == CalibrationSet(ids, "elsewhere").digest
     assert samples.seed is None
     assert torch.equal(TokenSamples(path, nsamples=3).sample(None).tokens_NL, ids[:3])
+    assert torch.equal(TokenSamples(path, nsamples=3, seqlen=4).sample(None).tokens_NL, ids[:3, :4])
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,10 @@ def test_more_samples_than_the_file_has_are_refused(tmp_path: Path) -> None:
         TokenSamples(path, nsamples=4).sample(None)
     with pytest.raises(UserError, match=r"^nsamples must be at least 1, not 0$"):
         TokenSamples(path, nsamples=0)
+    with pytest.raises(UserError, match=r"seqlen must be at most \d+, the tokens of a sample"):
+        TokenSamples(path, seqlen=1000).sample(None)
+    with pytest.raises(UserError, match="seqlen must be at least 2, not 1"):
+        TokenSamples(path, seqlen=1)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Initial masks: magnitude, Wanda and SparseGPT against loops that follow their papers."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from barber.errors import NumericsError, UserError
 from barber.patterns import NM, Pattern, Unstructured
-from barber.pruners import Magnitude, Pruned, Pruner, SparseGPT, Wanda
+from barber.pruners import RIA, Magnitude, Pruned, Pruner, SparseGPT, Wanda
 from tests import oracles
 
 PATTERNS = [
@@ -58,6 +59,31 @@ def test_wanda_weighs_by_the_norm_of_the_inputs(pattern: Pattern, sparsity: orac
     assert pruned.mask_OI.tolist() == oracles.wanda(weight.numpy(), samples(x), sparsity).tolist()
     assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
     assert not torch.equal(pruned.mask_OI, prune(Magnitude(), weight, x, pattern).mask_OI)
+
+
+@patterns
+@pytest.mark.parametrize("compare", ["row", "matrix"])
+def test_ria_weighs_by_what_else_a_row_and_a_column_have(
+    compare: Literal["row", "matrix"], pattern: Pattern, sparsity: oracles.Sparsity
+) -> None:
+    weight, x = linear()
+    pruned = prune(RIA(compare=compare), weight, x, pattern)
+    expected = oracles.ria(weight.numpy(), samples(x), sparsity, whole=compare == "matrix")
+    assert pruned.mask_OI.tolist() == expected.tolist()
+    assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
+    assert not torch.equal(pruned.mask_OI, prune(Wanda(), weight, x, pattern).mask_OI)
+
+
+def test_ria_of_rows_and_columns_without_weights() -> None:
+    weight, x = linear()
+    weight[2], weight[:, 5] = 0, 0
+    pruned = prune(RIA(), weight, x, Unstructured(0.5))
+    assert (pruned.mask_OI.sum(dim=1) == 12).all() and pruned.mask_OI[:, 5].all()
+
+
+def test_ria_with_an_exponent_below_zero_is_refused() -> None:
+    with pytest.raises(UserError, match="exponent must be at least 0, not -1"):
+        RIA(exponent=-1)
 
 
 @pytest.mark.parametrize("block_size", [8, 16, 128])
@@ -113,7 +139,7 @@ def test_sparsegpt_without_damping_names_the_setting_that_would_help() -> None:
         prune(SparseGPT(damping=0), weight, x, Unstructured(0.5))
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda pruner: type(pruner).__name__)
+@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), RIA(), SparseGPT()], ids=lambda pruner: type(pruner).__name__)
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
 def test_the_dense_weight_is_left_alone(pruner: Pruner, pattern: Pattern) -> None:
     weight, x = linear()
@@ -122,7 +148,7 @@ def test_the_dense_weight_is_left_alone(pruner: Pruner, pattern: Pattern) -> Non
     assert torch.equal(weight, before)
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda pruner: type(pruner).__name__)
+@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), RIA(), SparseGPT()], ids=lambda pruner: type(pruner).__name__)
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
 def test_a_transposed_weight_is_pruned_like_any_other(pruner: Pruner, pattern: Pattern) -> None:
     """GPT-2 stores its weights that way."""
