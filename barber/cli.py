@@ -54,15 +54,18 @@ def _main() -> None:
 
         _leave_the_word()
         sys.exit(_say(sentence(error), UserError.exit_code))
-    except ValueError as error:
-        if "Config group override" not in str(error):  # then it is not Hydra's, about GROUP=null
-            raise
-        from barber.complaints import nameless_choice
-
-        sys.exit(_say(nameless_choice(sys.argv[1:]) or str(error), UserError.exit_code))
     except KeyboardInterrupt:
         _summarise()
         sys.exit(_say("interrupted", 130))
+    except Exception as error:
+        if isinstance(error, ValueError) and "Config group override" in str(error):  # Hydra's, about GROUP=null
+            from barber.complaints import nameless_choice
+
+            sys.exit(_say(nameless_choice(sys.argv[1:]) or str(error), UserError.exit_code))
+        if not _sweeps:
+            raise
+        _summarise()  # a launcher or a sweeper that gave up
+        sys.exit(_say(f"the sweep has ended early: {error}", 1))
     sys.exit(_summarise())
 
 

@@ -321,6 +321,16 @@ def test_optuna_looks_for_the_lowest_loss(tokens: Path, tmp_path: Path) -> None:
     assert float(re.search(r"best_value: (\S+)", best)[1]) == min(losses)  # type: ignore[index]
 
 
+def test_a_search_without_a_figure_ends_in_a_sentence(tokens: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    arguments = sweep(tokens, tmp_path / "out", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    result = barber(*arguments, "rebuild.alpha=interval(0.1,1)", "pattern.sparsity=2")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert result.err.splitlines()[-1].startswith("barber: the sweep has ended early: ")
+    assert "0 done, 0 skipped, 1 failed" in result.out or "0 done, 0 skipped, 2 failed" in result.out
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Devices
 

@@ -286,6 +286,14 @@ def test_a_resumed_run_has_the_same_figures_but_not_all_seconds(write: Write, tm
     assert not any("resumed" in note for note in cells["perplexity, wikitext2"].notes)
 
 
+def test_initial_masks_of_another_run_cost_what_they_cost_there(write: Write, tmp_path: Path) -> None:
+    write(None, "Wanda", 60.0, walk=8.0, initial={"known": True, "seconds": 4.0})
+    write(None, "Magnitude", 500.0, walk=8.0, initial={"known": False, "seconds": 4.0})
+    content = built(tmp_path)
+    assert row(content, "Wanda").cells["walk (s)"].text == "12"
+    assert row(content, "Magnitude").cells["walk (s)"].text == "8.0"
+
+
 def test_of_runs_with_one_digest_the_later_counts_and_the_other_is_listed(write: Write, tmp_path: Path) -> None:
     write("early", "Wanda", 60.0, digest="same")
     write("late", "Wanda", 61.0, digest="same")
