@@ -80,7 +80,7 @@ def reads(sentence: str, expected: str) -> bool:
 
 
 COMMAND_LINE = {
-    "pruner=wandaa": "pruner=wandaa: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
+    "pruner=wandaa": "pruner=wandaa: no such choice; pruner can be magnitude, none, ria, sparsegpt, wanda",
     "pattern=2": "pattern=2: no such choice; pattern can be 2of4, 4of8, nofm, unstructured",
     "metric=null": "metric=null: no such choice; metric can be gradient, weight, weight_gradient",
     "evals=[perplexity,foo]": "evals=foo: no such choice; evals can be agreement, none, perplexity, zero_shot",
@@ -88,7 +88,7 @@ COMMAND_LINE = {
         "evals/text=foo: no such choice; evals/text can be c4, files, hub, offline, ptb, tokens, wikitext2, "
         "wikitext2_validation"
     ),
-    "pruner=[wanda,foo]": "pruner=foo: no such choice; pruner can be magnitude, none, sparsegpt, wanda",
+    "pruner=[wanda,foo]": "pruner=foo: no such choice; pruner can be magnitude, none, ria, sparsegpt, wanda",
     "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
     "prunner=wanda": "prunner: no such key, did you mean pruner?",
     "pattern.n=2": "pattern.n: no such key; there is pattern.sparsity",

@@ -356,9 +356,9 @@ def test_gradients_are_taken_at_the_dense_weights(
     for schedule, found in seen.items():
         exchange = Walk._exchange
 
-        def note(walk: Walk, work: Any, block: Any, rebuild: Any, gradient_OI: Any, found=found, exchange=exchange):
-            found.append(dict(gradient_OI))
-            return exchange(walk, work, block, rebuild, gradient_OI)
+        def note(walk: Walk, work: Any, block: Any, rebuild: Any, evidence: Any, found=found, exchange=exchange):
+            found.append(dict(evidence.gradient_OI))
+            return exchange(walk, work, block, rebuild, evidence)
 
         with monkeypatch.context() as patch:
             patch.setattr(Walk, "_exchange", note)
