@@ -15,7 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from barber.complaints import did_you_mean
 from barber.errors import UserError, within
-from barber.runner import Experiment
+from barber.experiment import Experiment
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

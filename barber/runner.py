@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import platform
 import random
 import shutil
 import traceback
@@ -11,98 +10,36 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from barber import display
 from barber.api import BlockReport, Report, fitting_batch_size, prune
-from barber.cache import Cache
-from barber.calibration import Calibration, CalibrationSet, TokenSamples, save_samples
 from barber.checkpoint import FOLDER, Checkpoint, Difference, begin, holds_layers, require_idle
-from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
-from barber.engine import SOURCE, Engine
-from barber.errors import BarberError, UserError, within
-from barber.evals import Evaluation, Prepared
+from barber.engine import SOURCE
+from barber.errors import BarberError, within
 from barber.evals.cache import ResultCache
-from barber.export import HuggingFaceFolder, MaskFile, model_card
-from barber.families import family_of
+from barber.experiment import Experiment
+from barber.export import MaskFile, model_card
 from barber.initial import InitialMasks
 from barber.memory import peak_memory, reset_peak_memory
-from barber.models import ModelSource, skeleton
-from barber.patterns import Pattern
+from barber.models import skeleton
 from barber.plots import plot_block_errors, plot_losses
-from barber.precision import Precision
-from barber.pruners import Pruner
-from barber.ranks import Ranks, joined, local_device
-from barber.rebuild import Rebuild
+from barber.preparation import Inputs, prepare, prepare_evaluation
+from barber.ranks import Ranks, joined
 from barber.record import RunRecord, digest_of
 from barber.tensors import Tensor
-from barber.texts import TokenFile
 from barber.timing import Stopwatch
-from barber.tracking import Tracker, Tracking
-from barber.walk import BlockResult, Schedule
+from barber.tracking import Tracking
+from barber.walk import BlockResult
 from barber.weights import Stage, Weights
 
 log = logging.getLogger("barber")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything a run consists of; a component that is None is left out.
-
-    Args:
-        name: what people call it.
-        device: `auto`, `cpu`, `cuda` or `cuda:INDEX`.
-        batch_size: samples that go through a layer together; None: as many as fit comfortably.
-        precision: of the walk's matrix products.
-        schedule: `paper`, or `interleaved`: initial masks on the inputs that the rebuilding has.
-        engine: what is kept where.
-        resume: `auto`: a run that exports or streams keeps its finished layers until it is done, and goes on with those
-            of the same run that was interrupted; `never`: it does neither.
-        cache: keeps for other runs what they would compute alike; None: nothing is kept or taken.
-        seed: of everything random that has no seed of its own.
-        threads: of the CPU, for torch; None: as many as there are. Their number changes the last bits of sums.
-    """
-
-    name: str
-    model: ModelSource
-    pattern: Pattern
-    calibration: Calibration
-    pruner: Pruner | None
-    rebuild: Rebuild | None
-    evals: Evaluation | None
-    tracker: Tracker | None
-    export: HuggingFaceFolder | MaskFile | None
-    seed: int = 0
-    threads: int | None = None
-    device: str = "auto"
-    batch_size: int | None = None
-    precision: Precision = field(default_factory=Precision)
-    schedule: Schedule = "paper"
-    engine: Engine = field(default_factory=Engine)
-    resume: Literal["auto", "never"] = "auto"
-    cache: Cache | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise UserError(f"must be at least 1, not {value}", field=name)
-
-
-@dataclass
-class Inputs:
-    """What a run works on, checked before any weight is read."""
-
-    device: torch.device
-    tokenizer: PreTrainedTokenizerBase | None
-    streams: bool = False
-    calibration: CalibrationSet | None = None
-    evaluation: Prepared | None = None
 
 
 def run(
@@ -174,9 +111,9 @@ class _Run:
             torch.set_num_threads(experiment.threads)
         _seed_everything(experiment.seed)
         with self.stopwatch("prepare"):
-            inputs = self._prepare()
+            inputs = prepare(self.experiment, self.record, self.ranks, self.folder)
             if experiment.evals is not None:
-                inputs.evaluation = self._prepare_evaluation(experiment.evals, inputs)
+                inputs.evaluation = prepare_evaluation(experiment, experiment.evals, inputs, self.folder)
             checkpoint = self.checkpoint = self._begin(inputs)
         self.tracking.start(experiment.name, record, self.folder)
         model, weights = self._open(inputs, checkpoint)
@@ -210,7 +147,7 @@ class _Run:
     def help_along(self) -> None:
         """Walk with this process's share of the samples; all else is done by the process that leads."""
         _seed_everything(self.experiment.seed)
-        inputs = self._prepare()
+        inputs = prepare(self.experiment, self.record, self.ranks, self.folder)
         checkpoint = self._begin(inputs)
         model, weights = self._open(inputs, checkpoint)
         if self.experiment.pruner is not None:
@@ -241,65 +178,6 @@ class _Run:
             log.info("Going on with the interrupted run in %s: %d of %d layers are done.", source, finished, num_layers)
             self.record.resumed = {"from": str(source), "layers": finished}
         return checkpoint
-
-    def _prepare(self) -> Inputs:
-        """Check all there is to check and read what is cheap: config, tokenizer, texts."""
-        experiment, record = self.experiment, self.record
-        check_methods(experiment.pattern, experiment.pruner, experiment.rebuild)
-        if experiment.tracker is not None:
-            experiment.tracker.check()
-        if experiment.export is not None and self.ranks.leads:
-            experiment.export.check(self.folder)
-        device = local_device(resolve_device(experiment.device))
-        with within("precision"):
-            experiment.precision.check(device)
-        with within("model"):
-            config = experiment.model.config()
-        family_of(config)  # before transformers builds the model: of others it has warnings and errors of its own
-        check_architecture(skeleton(config), experiment.pattern)
-        with within("model"):
-            tokenizer = experiment.model.tokenizer()
-        record.machine = {"device": str(device), "threads": torch.get_num_threads(), "platform": platform.platform()}
-        if device.type == "cuda":
-            record.machine["gpu"] = torch.cuda.get_device_name(device)
-        record.seeds = {"run": experiment.seed}
-        with within("model"):
-            inputs = Inputs(device, tokenizer, experiment.engine.streams(experiment.model))
-        if experiment.pruner is not None:
-            with within("calibration"):
-                inputs.calibration = experiment.calibration.sample(tokenizer, experiment.cache)
-            from_file = isinstance(experiment.calibration, TokenSamples)
-            keys = ("calibration.path",) if from_file else ("calibration", "calibration.seqlen")
-            check_tokens(inputs.calibration.tokens_NL, config, *keys)
-            self.ranks.require_samples(len(inputs.calibration.tokens_NL))
-            if experiment.calibration.save is not None and self.ranks.leads:
-                with within("calibration"):
-                    save_samples(inputs.calibration, Path(experiment.calibration.save))
-            self._note_calibration(inputs.calibration)
-        return inputs
-
-    def _prepare_evaluation(self, evals: Evaluation, inputs: Inputs) -> Prepared:
-        """Read the texts and the tasks' data."""
-        with within("evals"):
-            prepared = evals.prepare(inputs.tokenizer, self.folder / "tasks", self.experiment.cache)
-        config = self.experiment.model.config()
-        for name, windows in prepared.windows.items():
-            key = f"evals.texts.{name}" + (".path" if isinstance(evals.texts[name], TokenFile) else "")
-            check_tokens(windows.tokens_NL, config, key, "evals.seqlen")
-            num, seqlen = windows.tokens_NL.shape
-            log.info("Evaluation on %s: %d windows of %d tokens from %s.", name, num, seqlen, windows.source)
-        return prepared
-
-    def _note_calibration(self, calibration: CalibrationSet) -> None:
-        samples, seqlen = calibration.tokens_NL.shape
-        self.record.seeds["calibration"] = calibration.seed
-        self.record.calibration = {
-            "source": calibration.source,
-            "samples": samples,
-            "seqlen": seqlen,
-            "digest": calibration.digest,
-        }
-        log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)
 
     def _evaluate(self, stage: Stage, model: PreTrainedModel, weights: Weights, inputs: Inputs) -> None:
         """Measure a stage of the model, where the experiment asks for it."""

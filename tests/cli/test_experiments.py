@@ -12,8 +12,8 @@ from omegaconf import open_dict
 
 import barber
 from barber.config import experiment, resolved
+from barber.experiment import Experiment
 from barber.record import digest_of
-from barber.runner import Experiment
 
 CONF = Path(barber.__file__).parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

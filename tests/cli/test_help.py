@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from barber import runner
+from barber.experiment import Experiment
 from barber.models import Packaged
 from barber.patterns import Unstructured
 from barber.pruners import Magnitude, SparseGPT, Wanda
-from barber.runner import Experiment
 from tests.cli.running import barber
 
 CONF = Path(__file__).parents[2] / "conf"
