@@ -9,7 +9,7 @@ from typing import IO, Literal, Protocol
 import torch
 
 from barber.memory import physical_memory
-from barber.tensors import Tensor
+from barber.tensors import Tensor, as_bytes
 
 Place = Literal["auto", "device", "host", "disk"]
 
@@ -101,7 +101,7 @@ class _OnDisk:
     def __getitem__(self, samples: slice) -> Tensor:
         start, stop, _ = samples.indices(self.shape[0])
         value = torch.empty(stop - start, *self.shape[1:], dtype=self.dtype)
-        content = _bytes_of(value)
+        content = as_bytes(value)
         done = 0
         while done < len(content):  # Linux gives 2 GiB at most in one go
             read = os.preadv(self._file.fileno(), [content[done:]], start * self._sample_bytes + done)
@@ -112,11 +112,7 @@ class _OnDisk:
 
     def __setitem__(self, samples: slice, value_BLD: Tensor) -> None:
         start, _, _ = samples.indices(self.shape[0])
-        content = _bytes_of(value_BLD.to("cpu", self.dtype).contiguous())
+        content = as_bytes(value_BLD.to("cpu", self.dtype).contiguous())
         done = 0
         while done < len(content):
             done += os.pwrite(self._file.fileno(), content[done:], start * self._sample_bytes + done)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

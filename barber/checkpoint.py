@@ -27,7 +27,7 @@ from torch import distributed
 from barber.activations import Activations
 from barber.errors import UserError
 from barber.ranks import Ranks
-from barber.tensors import Tensor, batches
+from barber.tensors import Tensor, as_bytes, batches
 
 FOLDER = "checkpoint"
 _FACTS = "settings.json"
@@ -206,7 +206,7 @@ class Checkpoint:
                     for rank in range(self.ranks.size):
                         share = self.ranks.share(num_samples, rank)
                         for batch in batches(share.stop - share.start, batch_size):
-                            file.write(_bytes_of(self._received(stream, batch, rank)))
+                            file.write(as_bytes(self._received(stream, batch, rank).contiguous()))
 
         self._write(path, write)
 
@@ -391,7 +391,3 @@ def _header(streams: Mapping[str, Activations], num_samples: int) -> bytes:
     head = json.dumps(entries).encode()
     head += b" " * (-len(head) % 8)
     return len(head).to_bytes(8, "little") + head
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -10,14 +10,14 @@
 Masks are `pruned_*`: bool, True where the weight is zeroed. Scores are float32; a higher score is more worth keeping.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tensor", "batches", "converted", "replaced_forward"]
+__all__ = ["Tensor", "as_bytes", "batches", "converted", "moved", "replaced_forward"]
 
 
 def batches(num_samples: int, batch_size: int) -> Iterator[slice]:
@@ -52,3 +52,21 @@ def replaced_forward(module: nn.Module, forward: Any) -> Iterator[None]:
             del module.__dict__["forward"]
         else:
             module.__dict__["forward"] = before
+
+
+@contextmanager
+def moved(tensors: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Parameters and buffers on a device inside this context; where they are at home they stay as they are."""
+    homes = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device)
+        yield
+    finally:
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.data = home
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a contiguous tensor on the CPU, not copied."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

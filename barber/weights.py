@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from barber.blocks import Layer
@@ -22,7 +21,7 @@ from barber.errors import UserError
 from barber.families import family_of
 from barber.ferry import Ferry
 from barber.models import hollow, save_configs, untied
-from barber.tensors import Tensor
+from barber.tensors import Tensor, moved
 
 Stage = Literal["dense", "pruned", "rebuilt"]
 
@@ -107,7 +106,7 @@ class InMemory:
 
     @contextmanager
     def resident(self, index: int, device: torch.device) -> Iterator[None]:
-        with resident(self._layers[index].module, device):
+        with moved(self._layers[index].tensors, device):
             yield
 
     def note(self, index: int, differences: Mapping[str, Difference]) -> None:
@@ -344,20 +343,6 @@ def opened(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | None) ->
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval(), source
-
-
-@contextmanager
-def resident(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A module on the device inside this context; its tensors at home stay where they are."""
-    tensors = [*module.parameters(), *module.buffers()]
-    homes = [tensor.data for tensor in tensors]
-    try:
-        for tensor in tensors:
-            tensor.data = tensor.data.to(device)
-        yield
-    finally:
-        for tensor, home in zip(tensors, homes, strict=True):
-            tensor.data = home
 
 
 def _files_of_the_model(folder: Path) -> list[Path]:

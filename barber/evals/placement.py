@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from barber.decoder import Decoder
-from barber.tensors import Tensor, replaced_forward
+from barber.tensors import Tensor, moved, replaced_forward
 from barber.weights import InMemory, Streamed, Weights
 
 Placement = Literal["auto", "whole", "layers"]
@@ -46,7 +46,7 @@ def placed(
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
             stack.enter_context(_on_call(layer, weights or InMemory(model), index, device))
-        stack.enter_context(_moved([tensor for tensor in _tensors(model) if id(tensor) not in absent], device))
+        stack.enter_context(moved([tensor for tensor in _tensors(model) if id(tensor) not in absent], device))
         yield
 
 
@@ -60,18 +60,6 @@ def _on_call(layer: nn.Module, weights: Weights, index: int, device: torch.devic
 
     with replaced_forward(layer, fetch_and_run):
         yield
-
-
-@contextmanager
-def _moved(tensors: list[Tensor], device: torch.device) -> Iterator[None]:
-    homes = [tensor.data for tensor in tensors]
-    try:
-        for tensor in tensors:
-            tensor.data = tensor.data.to(device)
-        yield
-    finally:
-        for tensor, home in zip(tensors, homes, strict=True):
-            tensor.data = home
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -35,8 +35,8 @@ class Swaps:
         rounds: at most so many; it ends before where no pair gains.
     """
 
-    candidates: int = 32
-    rounds: int = 25
+    candidates: int = 16
+    rounds: int = 50
 
     statistic: ClassVar[type[InputStatistic] | None] = Hessian
     needs_gradient: ClassVar[bool] = False

@@ -17,7 +17,7 @@ from barber.evals.agreement import Agreement
 from barber.evals.forward import Batch, BlockOutputs, Forward
 from barber.evals.perplexity import Perplexity
 from barber.evals.placement import goes_by_layer, placed
-from barber.weights import resident
+from barber.tensors import moved
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -227,16 +227,16 @@ def test_an_error_on_the_way_leaves_every_weight_where_it_was(name: str, place: 
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
 
 
-def test_a_module_is_resident_inside_the_context_only() -> None:
+def test_a_module_is_moved_inside_the_context_only() -> None:
     model = tiny.model("llama")
     layer, other = (layer.module for layer in Decoder(model).layers)
     before = state(model)
     with Elsewhere(model) as elsewhere:
-        with resident(layer, CPU):
+        with moved(list(layer.parameters()), CPU):
             assert elsewhere.away(layer)
             assert not elsewhere.away(other)
         assert state(model) == before
-        with pytest.raises(KeyboardInterrupt), resident(layer, CPU):
+        with pytest.raises(KeyboardInterrupt), moved(list(layer.parameters()), CPU):
             _interrupt()
     assert state(model) == before
 
