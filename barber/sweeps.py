@@ -90,9 +90,9 @@ def free_gpu() -> Iterator[str | None]:
         return
     while True:
         for index in range(count):
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            name = visible[index] if index < len(visible) and visible[index] else str(index)
-            path = Path(tempfile.gettempdir()) / f"barber-gpu-{name}-{os.getuid()}.lock"
+            # By its identity: what a process calls number 0 may be another GPU than another process's number 0.
+            identity = torch.cuda.get_device_properties(index).uuid
+            path = Path(tempfile.gettempdir()) / f"barber-gpu-{identity}-{os.getuid()}.lock"
             with path.open("w") as lock:
                 if _locked(lock):
                     yield f"cuda:{index}"
