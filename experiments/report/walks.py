@@ -120,7 +120,7 @@ def exchange_grid(run: Run) -> tuple[list[str], np.ndarray] | None:
 def _stack(axes: Axes, seconds: Sequence[dict[str, float]]) -> None:
     left = np.zeros(len(seconds))
     phases = dict.fromkeys(phase for one in seconds for phase in one)
-    for phase, color in zip(phases, itertools.cycle((*COLORS[:6], "#999999")), strict=False):
+    for phase, color in zip(phases, itertools.cycle((*COLORS[:6], "#999999", "#333333")), strict=False):
         lengths = np.array([one.get(phase, 0.0) for one in seconds])
         axes.barh(range(len(seconds)), lengths, left=left, color=color, label=phase, height=0.75)
         left += lengths
