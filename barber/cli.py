@@ -159,8 +159,7 @@ class KeepFinishedRuns(Callback):
         HydraConfig.instance().set_config(config)  # its name asks for the choices, which Hydra would set up later
         folder = _made("hydra.run.dir", Path(config.hydra.run.dir))
         if successful(folder):
-            sentence = f"hydra.run.dir must not hold a finished run, but there is {folder / FILE}; choose another"
-            raise SystemExit(_say(sentence, UserError.exit_code))
+            raise _refusal(f"hydra.run.dir must not hold a finished run, but there is {folder / FILE}; choose another")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin a sweep."""
@@ -168,19 +167,25 @@ class KeepFinishedRuns(Callback):
 
         HydraConfig.instance().set_config(config)
         if _TOGETHER:
-            sentence = "torchrun shares out one run and not a sweep; start each of its jobs under torchrun"
-            raise SystemExit(_say(sentence, UserError.exit_code))
+            raise _refusal("torchrun shares out one run and not a sweep; start each of its jobs under torchrun")
         folder = _made("hydra.sweep.dir", Path(config.hydra.sweep.dir))
         _sweeps.append((folder, position(folder)))
 
 
 def _made(key: str, folder: Path) -> Path:
-    """The folder; a mistake ends the program, as Hydra turns a callback's Exception into a warning."""
+    """The folder, which is there then."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(_say(f"{key} must be a folder to write to; {error}", UserError.exit_code)) from error
+        raise _refusal(f"{key} must be a folder to write to; {error}") from error
     return folder
+
+
+def _refusal(sentence: str) -> SystemExit:
+    """The end of the program for a mistake that a callback has found: Hydra turns its Exceptions into warnings."""
+    exit_code = _say(sentence, UserError.exit_code)
+    _leave_the_word()
+    return SystemExit(exit_code)
 
 
 def _digest(*, _root_: DictConfig) -> str:
