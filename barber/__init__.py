@@ -4,44 +4,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from barber.api import BlockReport, Report, prune
+    from barber.allocation import OWL, Error, EvoPress
+    from barber.api import BlockReport, Report, allocate, prune
     from barber.comparison import Comparison, compare
     from barber.errors import BarberError, NumericsError, UserError
     from barber.metrics import Gradient, Weight, WeightGradient
     from barber.patterns import NM, Unstructured
-    from barber.pruners import RIA, Magnitude, SparseGPT, Wanda
-    from barber.rebuild import Barber, Swaps
+    from barber.pruners import GBLM, RIA, Magnitude, Random, SparseGPT, Wanda, WandaPlus
+    from barber.rebuild import Barber, DSnoT, Swaps
+    from barber.updates import ADMM, ALPS, LeastSquares, Reconstruct, SparseGPTUpdate
 
 __all__ = [
+    "ADMM",
+    "ALPS",
+    "GBLM",
     "NM",
+    "OWL",
     "RIA",
     "Barber",
     "BarberError",
     "BlockReport",
     "Comparison",
+    "DSnoT",
+    "Error",
+    "EvoPress",
     "Gradient",
+    "LeastSquares",
     "Magnitude",
     "NumericsError",
+    "Random",
+    "Reconstruct",
     "Report",
     "SparseGPT",
+    "SparseGPTUpdate",
     "Swaps",
     "Unstructured",
     "UserError",
     "Wanda",
+    "WandaPlus",
     "Weight",
     "WeightGradient",
+    "allocate",
     "compare",
     "prune",
 ]
 
 _ROOMS = {
-    "api": ("BlockReport", "Report", "prune"),
+    "allocation": ("OWL", "Error", "EvoPress"),
+    "api": ("BlockReport", "Report", "allocate", "prune"),
     "comparison": ("Comparison", "compare"),
     "errors": ("BarberError", "NumericsError", "UserError"),
     "metrics": ("Gradient", "Weight", "WeightGradient"),
     "patterns": ("NM", "Unstructured"),
-    "pruners": ("RIA", "Magnitude", "SparseGPT", "Wanda"),
-    "rebuild": ("Barber", "Swaps"),
+    "pruners": ("GBLM", "RIA", "Magnitude", "Random", "SparseGPT", "Wanda", "WandaPlus"),
+    "rebuild": ("Barber", "DSnoT", "Swaps"),
+    "updates": ("ADMM", "ALPS", "LeastSquares", "Reconstruct", "SparseGPTUpdate"),
 }
 
 

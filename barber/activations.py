@@ -13,8 +13,10 @@ from barber.tensors import Tensor, as_bytes
 
 Place = Literal["auto", "device", "host", "disk"]
 
-# Two streams, the outputs of the two blocks, the dense ones of the one at work: that many are there at once.
+# Two streams, the outputs of the two blocks, the dense ones of the one at work: that many are there at once,
 SETS = 5
+# and that many more where the dense stream and its outputs are kept.
+DENSE_SETS = 3
 # of a device's or the host's memory for all of them
 _SHARE = 0.4
 
@@ -45,12 +47,14 @@ class Shelf:
         device: where they are computed with.
         dtype: of the numbers.
         folder: for the files of `disk`; they vanish with the process.
+        sets: how many are there at once, for `auto`.
     """
 
     place: Place
     device: torch.device
     dtype: torch.dtype
     folder: Path | None = None
+    sets: int = SETS
 
     def empty(self, num_samples: int, seqlen: int, width: int) -> Activations:
         """Room for (N, L, D) numbers."""
@@ -64,7 +68,7 @@ class Shelf:
         return _InMemory(shape, torch.empty(shape, dtype=self.dtype, device=self.device), self.device)
 
     def _roomy(self, shape: tuple[int, int, int]) -> Place:
-        num_bytes = SETS * shape[0] * shape[1] * shape[2] * self.dtype.itemsize
+        num_bytes = self.sets * shape[0] * shape[1] * shape[2] * self.dtype.itemsize
         if num_bytes < _SHARE * physical_memory(self.device):
             return "device"
         return "host" if num_bytes < _SHARE * physical_memory(torch.device("cpu")) else "disk"

@@ -1,7 +1,7 @@
 """Pruning as a function call, for notebooks and scripts."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from barber.activations import Place, Shelf
+from barber.activations import DENSE_SETS, SETS, Place, Shelf
+from barber.allocation import Allocation, Setting, Watch
 from barber.checkpoint import Checkpoint, Difference
 from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
 from barber.decoder import Decoder
 from barber.errors import UserError
 from barber.initial import InitialMasks
+from barber.loss_gradients import loss_gradients
 from barber.memory import physical_memory
-from barber.patterns import Pattern
+from barber.patterns import Exactly, Pattern, Unstructured
 from barber.precision import Precision
 from barber.pruners import Pruner
 from barber.ranks import Ranks
@@ -88,7 +90,7 @@ def prune(
     *,
     pattern: Pattern,
     pruner: Pruner,
-    rebuild: Rebuild | None = None,
+    rebuild: Rebuild | Sequence[Rebuild] | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
     precision: Precision | None = None,
@@ -98,6 +100,8 @@ def prune(
     weights: Weights | None = None,
     checkpoint: Checkpoint | None = None,
     initial: InitialMasks | None = None,
+    patterns: Mapping[str, Pattern] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
     on_block: Callable[[BlockReport, BlockResult | None], None] | None = None,
     on_layer: Callable[[int, dict[str, Difference]], None] | None = None,
 ) -> Report:
@@ -110,7 +114,8 @@ def prune(
         tokens_BL: calibration samples, integer token ids.
         pattern: what the masks look like, `Unstructured(0.5)` or `NM(2, 4)`.
         pruner: the method of the initial masks, `Magnitude()`, `Wanda()`, `SparseGPT()`.
-        rebuild: `Barber(...)`, `Swaps()`, or None to leave the initial masks.
+        rebuild: `Barber(...)`, `Swaps()`, a list of steps, which may end with an update of the kept weights such as
+            `LeastSquares()`, or None to leave the initial masks.
         device: where to compute; one layer at a time is taken there. None: where the model is.
         batch_size: samples that go through a layer together; None: as many as fit comfortably.
         precision: of the matrix products; None: float32 on a CPU, bfloat16 on a GPU.
@@ -120,6 +125,8 @@ def prune(
         scratch: a folder for the files of `disk`.
         weights: where the layers' weights are; None: in the model.
         checkpoint: gets every finished layer; those that it has are not computed again.
+        patterns: of linears, by name, that have another than the rest, as `allocate` gives them.
+        gradients: for pruners that ask for those of the language-model loss, by linear; None: they are computed.
         initial: the initial masks, if they are known, or a folder to keep them in; for `schedule="paper"`.
         on_block: called with the report and the masks of every finished block; without masks (None) where the
             checkpoint had it.
@@ -136,7 +143,10 @@ def prune(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"must be at least 1, not {batch_size}", field="batch_size")
-    check_methods(pattern, pruner, rebuild)
+    steps = rebuild if isinstance(rebuild, Sequence) else () if rebuild is None else (rebuild,)
+    check_methods(
+        pattern, pruner, {"rebuild" if len(steps) == 1 else f"rebuild[{i}]": s for i, s in enumerate(steps)}, schedule
+    )
     check_architecture(model, pattern)
     check_tokens(tokens_BL, model.config, "tokens_BL")
     Ranks.present().require_samples(len(tokens_BL))
@@ -144,6 +154,10 @@ def prune(
     forward, _ = (precision or Precision()).on(place)
     size = batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place)
     begin = checkpoint.num_finished if checkpoint is not None else 0
+    sets = SETS + (DENSE_SETS if any(step.follows_dense for step in steps) else 0)
+    shelf = Shelf(activations, place, forward.dtype, scratch, sets)
+    if gradients is None and pruner.gradient == "loss" and (initial is None or not initial.complete):
+        gradients = loss_gradients(model, tokens_BL.long(), weights or InMemory(model), place, size, shelf)
     if weights is None:
         weights = InMemory(model, checkpoint)
         weights.restore()
@@ -152,15 +166,17 @@ def prune(
         tokens_BL.long(),
         pattern,
         pruner,
-        rebuild,
+        steps,
         place,
         size,
         weights=weights,
         precision=precision or Precision(),
-        shelf=Shelf(activations, place, forward.dtype, scratch),
+        shelf=shelf,
         schedule=schedule,
         keep_graphs=graphs_fit(model.config, tokens_BL, place),
         initial=initial,
+        patterns=patterns or {},
+        gradients=gradients or {},
         begin=begin,
         restore=partial(checkpoint.restore, batch_size=size, num_samples=len(tokens_BL)) if checkpoint else None,
     )
@@ -202,6 +218,50 @@ def prune(
         for module in training:
             module.training = True
     return Report(blocks, walk.stopwatch.seconds, walk.initial_seconds)
+
+
+def allocate(
+    model: PreTrainedModel,
+    tokens_BL: Tensor,
+    *,
+    allocation: Allocation,
+    pattern: Unstructured,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    precision: Precision | None = None,
+    activations: Place = "auto",
+    scratch: Path | None = None,
+    weights: Weights | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Exactly]:
+    """How many weights every linear of a dense model shall lose, for `prune(patterns=...)`.
+
+    Args:
+        allocation: `OWL()`, `Error()`, `EvoPress()`.
+        pattern: the sparsity of all of them together, which is exact to one weight.
+        watch: told how much is done, and of how much.
+
+    The others are those of `prune`.
+
+    Raises:
+        UserError: N:M, which stays uniform.
+        NumericsError: NaN or infinite activations.
+    """
+    allocation.check(pattern)
+    place = model.device if device is None else resolve_device(str(device))
+    forward, _ = (precision or Precision()).on(place)
+    setting = Setting(
+        model,
+        tokens_BL.long(),
+        weights or InMemory(model),
+        place,
+        batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place),
+        Shelf(activations, place, forward.dtype, scratch),
+        forward,
+        pattern.sparsity,
+        Ranks.present(),
+    )
+    return {name: Exactly(count) for name, count in allocation.allocate(setting, watch).items()}
 
 
 def fitting_batch_size(config: PreTrainedConfig, seqlen: int, device: torch.device) -> int:

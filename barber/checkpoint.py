@@ -326,7 +326,7 @@ def _facts_in(folder: Path) -> dict[str, Any] | None:
 
 
 def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What differs, by full key: `rebuild.alpha: 0.1 there, 0.2 here`."""
+    """What differs, by full key: `rebuild.barber.alpha: 0.1 there, 0.2 here`."""
     left, right = _flat(there), _flat(here)
     keys = sorted(key for key in left | right if left.get(key) != right.get(key))
     return ", ".join(f"{key}: {left.get(key)} there, {right.get(key)} here" for key in keys)

@@ -1,5 +1,7 @@
 """What can be checked before any weight is read: do model, calibration set, pattern and methods fit together?"""
 
+from collections.abc import Mapping
+
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -11,17 +13,28 @@ from barber.rebuild import Rebuild
 from barber.tensors import Tensor
 
 
-def check_methods(pattern: Pattern, pruner: Pruner | None, rebuild: Rebuild | None) -> None:
+def check_methods(
+    pattern: Pattern, pruner: Pruner | None, steps: Mapping[str, Rebuild], schedule: str = "paper"
+) -> None:
     """Refuse combinations of methods that mean nothing.
+
+    Args:
+        steps: of the rebuilding, by the config key.
 
     Raises:
         UserError: rebuilding without an initial mask, or methods that the pattern does not allow.
     """
-    if rebuild is not None and pruner is None:
-        raise UserError("rebuild: there is no mask to rebuild without a pruner; choose one, or rebuild=none")
-    if rebuild is not None:
-        with within("rebuild"):
-            rebuild.check(pattern)
+    if steps and pruner is None:
+        key = next(iter(steps)).partition(".")[0]
+        raise UserError(f"{key}: there is no mask to {key} without a pruner; choose one, or {key}=none")
+    if steps and pruner is not None and pruner.gradient == "layer" and schedule == "interleaved":
+        raise UserError(
+            f"schedule must be paper with the pruner {type(pruner).__name__}, which looks at whole layers, "
+            "not interleaved"
+        )
+    for key, step in steps.items():
+        with within(key):
+            step.check(pattern)
     if isinstance(pruner, SparseGPT) and isinstance(pattern, NM) and pruner.block_size % pattern.m:
         raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | 
     from barber.runner import run
 
     disable_progress_bar()  # the run has bars of its own
-    choices = {str(group): choice for group, choice in hydra_config.runtime.choices.items() if "/" not in str(group)}
+    choices = _choices(hydra_config.runtime.choices, values)
     on_device = {"device": device} if device and values["device"] in ("auto", "cuda") else {}
     return run(experiment(values | on_device), values, list(hydra_config.overrides.task), folder, choices)
 
@@ -198,12 +199,27 @@ def _digest(*, _root_: DictConfig) -> str:
     return digest_of({str(key): value for key, value in values.items()})[:12]
 
 
+def _choices(choices: Mapping[Any, Any], config: Mapping[Any, Any]) -> dict[str, str | None]:
+    """The chosen option of every group; Hydra says nothing of a group of which several are chosen."""
+    chosen = {str(group): choice for group, choice in choices.items() if "/" not in str(group)}
+    steps = {group: "_".join(map(str, config.get(group) or {})) or "none" for group in ("rebuild", "update")}
+    return {**steps, **chosen}
+
+
+def _chosen(*, _root_: DictConfig) -> str:
+    """What a run is called: its methods, of the groups that are left alone by default only where they are not."""
+    chosen = _choices(HydraConfig.get().runtime.choices, _root_)
+    groups = {"model": "", "pattern": "", "allocation": "uniform", "pruner": "", "rebuild": "", "update": "none"}
+    return "_".join(str(chosen.get(group)) for group, silent in groups.items() if chosen.get(group) != silent)
+
+
 def _sweep(*, _root_: DictConfig) -> str:
     """The name of a sweep: its experiment, or else what its runs are called."""
     return str(_root_.hydra.runtime.choices.get("experiment") or _root_.name)
 
 
 # Here, where launchers' own processes find it, too: they import this module for `_job`.
+OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
 OmegaConf.register_new_resolver("digest", _digest, replace=True)
 OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
 

@@ -1,7 +1,7 @@
 """Hydra's and OmegaConf's errors about the command line, in one sentence each."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 
@@ -45,9 +45,19 @@ def nameless_choice(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
-    """What may have been meant, or all there is: the tail of a sentence."""
+def did_you_mean(
+    name: str, known: list[str], prefix: str = "", below: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """What may have been meant, or all there is: the tail of a sentence.
+
+    Args:
+        below: keys that the known ones have below them, which are looked at where no known one is near.
+    """
     close = get_close_matches(name, known, n=1)
+    if not close:
+        deeper = [(inner, f"{outer}.{inner}") for outer, inners in (below or {}).items() for inner in inners]
+        near = get_close_matches(name, [inner for inner, _ in deeper], n=1)
+        close = [path for inner, path in deeper if inner in near][:1]
     if close:
         return f", did you mean {prefix}{close[0]}?"
     return f"; there is {', '.join(prefix + other for other in known)}" if known else ""
@@ -72,5 +82,11 @@ def _key_sentence(error: OmegaConfBaseException) -> str:
         known = [str(name) for name in parent if name not in ("_target_", "hydra")]
         if not known:
             return f"{key}: no such key; {prefix.rstrip('.')} has none as it is chosen here"
-        return f"{key}: no such key{did_you_mean(str(error.key), known, prefix)}"
+        nodes = {name: parent._get_node(name) for name in known}
+        below = {
+            name: [str(inner) for inner in node if inner != "_target_"]
+            for name, node in nodes.items()
+            if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation()
+        }
+        return f"{key}: no such key{did_you_mean(str(error.key), known, prefix, below)}"
     return f"{key}: {str(error).splitlines()[0]}"

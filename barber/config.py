@@ -88,9 +88,29 @@ def _check(target: Any, arguments: dict[str, Any], prefix: str) -> None:
     for name, value in arguments.items():
         if name not in known:
             raise UserError(f"{prefix}{name}: no such key{did_you_mean(name, list(known), prefix)}")
-        expected = _mismatch(value, hints.get(name, Any))
+        hint = hints.get(name, Any)
+        expected = _mismatch(value, hint)
+        if expected and (stray := _stray(value, hint, f"{prefix}{name}")):
+            raise UserError(stray)
         if expected:
             raise UserError(f"{prefix}{name} must be {expected}, not {value!r}")
+
+
+def _stray(value: Any, hint: Any, key: str) -> str | None:
+    """The sentence about a value among named components that is none, if that is what is wrong."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    item_hint = next((get_args(option)[1] for option in options if get_origin(option) is Mapping), None)
+    if item_hint is None or item_hint in _PLAIN or not isinstance(value, dict):
+        return None
+    wrong = [name for name, item in value.items() if _mismatch(item, item_hint)]
+    if not wrong:
+        return None
+    name, known = wrong[0], [other for other in value if other not in wrong]
+    if isinstance(value[name], dict) and value[name]:
+        inner = f"{key}.{name}.{next(iter(value[name]))}"
+        return f"{inner} is given, but {key}.{name} is not chosen; choose it as well, or leave that out"
+    below = {other: list(inspect.signature(type(value[other])).parameters) for other in known}
+    return f"{key}.{name}: no such key{did_you_mean(name, known, f'{key}.', below)}"
 
 
 def _mismatch(value: Any, hint: Any) -> str | None:

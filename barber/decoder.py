@@ -59,11 +59,12 @@ class Decoder:
         batch_size: int,
         shelf: Shelf,
         dtype: torch.dtype | None = torch.float32,
+        also: tuple[int, ...] = (),
     ) -> LayerInputs:
         """Embed the tokens onto the shelf and record every layer's call, in `dtype` (None: the model's own).
 
         The model's own forward runs with decoder layers that hand their input on, so this costs no more than the
-        embedding. Calls are recorded for the full and the last, smaller batch.
+        embedding. Calls are recorded for the full and the last, smaller batch, and for batches of the sizes `also`.
         """
         calls: list[dict[int, Call]] = [{} for _ in self.layers]
         hidden: Activations | None = None
@@ -75,6 +76,9 @@ class Decoder:
             hidden[batch] = embedded_BLD
             for by_size, call in zip(calls, seen, strict=True):
                 by_size.setdefault(len(embedded_BLD), call)
+        for size in also:
+            for by_size, call in zip(calls, self._embed(tokens_NL[:size]), strict=True):
+                by_size.setdefault(size, call)
         assert hidden is not None
         device = shelf.device
         moved: dict[int, Any] = {}  # masks and positions are shared between layers: one copy each

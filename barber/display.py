@@ -77,7 +77,8 @@ def headline(results: dict[str, Any]) -> str:
 
 def show(record: RunRecord, folder: Path) -> None:
     """The end of a run: a short table, and where everything is."""
-    last = "dense" if record.sparsity is None else "rebuilt" if record.config.get("rebuild") else "pruned"
+    has_steps = record.config.get("rebuild") or record.config.get("update")
+    last = "dense" if record.sparsity is None else "rebuilt" if has_steps else "pruned"
     columns = {stage: _cells(results) for stage, results in record.results.items()} or {last: {}}
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
     table.add_column()

@@ -1,8 +1,10 @@
 """Everything that a run consists of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from barber.allocation import Allocation
 from barber.cache import Cache
 from barber.calibration import Calibration
 from barber.engine import Engine
@@ -24,6 +26,9 @@ class Experiment:
 
     Args:
         name: what people call it.
+        rebuild: the steps of the rebuilding by name, in order.
+        allocation: how sparse each linear becomes; None: all alike.
+        update: the steps that give kept weights new values, by name, in order; None: no weight is changed.
         device: `auto`, `cpu`, `cuda` or `cuda:INDEX`.
         batch_size: samples that go through a layer together; None: as many as fit comfortably.
         precision: of the walk's matrix products.
@@ -41,7 +46,7 @@ class Experiment:
     pattern: Pattern
     calibration: Calibration
     pruner: Pruner | None
-    rebuild: Rebuild | None
+    rebuild: Mapping[str, Rebuild] | None
     evals: Evaluation | None
     tracker: Tracker | None
     export: HuggingFaceFolder | MaskFile | None
@@ -54,6 +59,14 @@ class Experiment:
     engine: Engine = field(default_factory=Engine)
     resume: Literal["auto", "never"] = "auto"
     cache: Cache | None = None
+    update: Mapping[str, Rebuild] | None = None
+    allocation: Allocation | None = None
+
+    @property
+    def steps(self) -> dict[str, Rebuild]:
+        """What is done to the initial masks, in order, by the config key."""
+        steps = {f"rebuild.{name}": step for name, step in (self.rebuild or {}).items()}
+        return steps | {f"update.{name}": step for name, step in (self.update or {}).items()}
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):

@@ -70,8 +70,13 @@ class MaskFile:
         return path
 
 
-def model_card(name: str, base: str, pattern: str, sparsity: dict[str, Any], config_yaml: str) -> str:
-    """The README.md of a pruned model: what it is, how it was made, and the exact config."""
+def model_card(name: str, base: str, pattern: str, sparsity: dict[str, Any], config_yaml: str, update: str = "") -> str:
+    """The README.md of a pruned model: what it is, how it was made, and the exact config.
+
+    Args:
+        update: what gave the kept weights new values, if anything.
+    """
+    updated = f"\nWith reconstruction: the kept weights have new values, by {update}.\n" if update else ""
     return f"""---
 library_name: transformers
 tags:
@@ -88,7 +93,7 @@ are dense.
 
 Pruned in one shot, without retraining, with [LLM-Barber](https://arxiv.org/abs/2408.10631). The zeros are stored like
 other weights: the folder is as large and the model as fast as the dense one unless a sparse kernel is used.
-
+{updated}
 ## Config
 
 ```yaml

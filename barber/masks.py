@@ -12,7 +12,35 @@ from barber.tensors import Tensor
 
 def lowest(score_GM: Tensor, count: int) -> Tensor:
     """Mark exactly the `count` lowest scores of every group as pruned (Wanda's rule, and that of N:M cells)."""
-    return _lowest(score_GM, torch.full((len(score_GM),), count, device=score_GM.device))
+    if count == 0:
+        return torch.zeros_like(score_GM, dtype=torch.bool)
+    count_G = torch.full((len(score_GM),), count, device=score_GM.device)
+    return _up_to(score_GM, score_GM.kthvalue(count, dim=1, keepdim=True).values, count_G)
+
+
+def lowest_evenly(score_GM: Tensor, total: int) -> Tensor:
+    """Mark exactly `total` scores as pruned: the lowest of every group, an equal number of each.
+
+    What is left over goes to the groups whose next score is lowest, one each.
+    """
+    count, rest = divmod(total, len(score_GM))
+    if rest == 0:
+        return lowest(score_GM, count)
+    next_1G = score_GM.kthvalue(count + 1, dim=1).values[None]
+    return _lowest(score_GM, count + lowest(next_1G, rest)[0].long())
+
+
+def order_evenly(score_GM: Tensor) -> Tensor:
+    """When each score is marked as the `total` of `lowest_evenly` grows: it is, where this is below `total`.
+
+    All the thresholds at once, so this one does sort. Returns the numbers from 0 to G * M - 1, int64: (G, M).
+    """
+    sorted_GM, member_GM = score_GM.sort(dim=1, stable=True)
+    place_GM = torch.empty_like(member_GM)  # among the scores that are as many-th in their groups
+    places_G = torch.arange(len(score_GM), device=score_GM.device)
+    place_GM.scatter_(0, sorted_GM.argsort(dim=0, stable=True), places_G[:, None].expand_as(member_GM))
+    rank_M = torch.arange(score_GM.shape[1], device=score_GM.device)
+    return torch.empty_like(member_GM).scatter_(1, member_GM, rank_M * len(score_GM) + place_GM)
 
 
 def at_most_the(index: int, score_GM: Tensor) -> Tensor:
@@ -103,7 +131,11 @@ def _highest(score_GM: Tensor, count_G: Tensor) -> Tensor:
 
 def _lowest(score_GM: Tensor, count_G: Tensor) -> Tensor:
     """Mark the `count` lowest scores of every group."""
-    threshold_G1 = _kth_lowest(score_GM, count_G)
+    return _up_to(score_GM, _kth_lowest(score_GM, count_G), count_G)
+
+
+def _up_to(score_GM: Tensor, threshold_G1: Tensor, count_G: Tensor) -> Tensor:
+    """Mark the `count` lowest scores of every group, of which the threshold is the highest."""
     below_GM, tied_GM = score_GM < threshold_G1, score_GM == threshold_G1
     room_G1 = (count_G - below_GM.sum(dim=1))[:, None]
     return below_GM | tied_GM & (tied_GM.cumsum(dim=1, dtype=torch.int32) <= room_G1)

@@ -27,6 +27,10 @@ class Unstructured:
     def __str__(self) -> str:
         return f"{self.sparsity:.0%} unstructured"
 
+    def of_columns(self, start: int, stop: int, width: int) -> "Unstructured":
+        """The pattern of columns `start` to `stop` of a linear of `width` inputs, chosen by themselves."""
+        return self
+
     def prune_rows(self, score_OI: Tensor) -> Tensor:
         """The mask that prunes the int(I * sparsity) lowest scores of every output row."""
         return masks.lowest(score_OI, int(score_OI.shape[1] * self.sparsity))
@@ -65,6 +69,10 @@ class NM:
         """The share of the weights that is pruned."""
         return 1 - self.n / self.m
 
+    def of_columns(self, start: int, stop: int, width: int) -> "NM":
+        """The pattern of columns `start` to `stop` of a linear of `width` inputs, chosen by themselves."""
+        return self
+
     def prune_rows(self, score_OI: Tensor) -> Tensor:
         """The mask that prunes the m - n lowest scores of every cell."""
         return masks.lowest(score_OI.reshape(-1, self.m), self.m - self.n).view_as(score_OI)
@@ -72,4 +80,40 @@ class NM:
     prune_whole = prune_rows
 
 
-Pattern = Unstructured | NM
+@dataclass(frozen=True)
+class Exactly:
+    """Any `num_pruned` weights of one linear go: what an allocation gives it.
+
+    Args:
+        num_pruned: at least 0 and at most as many as the linear has.
+    """
+
+    num_pruned: int
+
+    def __post_init__(self) -> None:
+        if self.num_pruned < 0:
+            raise UserError(f"must be at least 0, not {self.num_pruned}", field="num_pruned")
+
+    def __str__(self) -> str:
+        return f"{self.num_pruned} weights"
+
+    def of_columns(self, start: int, stop: int, width: int) -> "Exactly":
+        """The pattern of columns `start` to `stop` of a linear of `width` inputs, chosen by themselves.
+
+        They lose their share, and columns that make up the linear lose `num_pruned` together.
+        """
+        return Exactly(self.num_pruned * stop // width - self.num_pruned * start // width)
+
+    def prune_rows(self, score_OI: Tensor) -> Tensor:
+        """The mask that prunes num_pruned // O lowest scores of every output row.
+
+        The num_pruned % O rows whose next score is lowest lose it, too.
+        """
+        return masks.lowest_evenly(score_OI, self.num_pruned)
+
+    def prune_whole(self, score_OI: Tensor) -> Tensor:
+        """The mask that prunes the lowest scores of the whole matrix."""
+        return masks.lowest(score_OI.reshape(1, -1), self.num_pruned).view_as(score_OI)
+
+
+Pattern = Unstructured | NM | Exactly

@@ -35,7 +35,10 @@ class Inputs:
 
 def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Path) -> Inputs:
     """Check all there is to check and read what is cheap: config, tokenizer, texts."""
-    check_methods(experiment.pattern, experiment.pruner, experiment.rebuild)
+    check_methods(experiment.pattern, experiment.pruner, experiment.steps, experiment.schedule)
+    if experiment.allocation is not None and experiment.pruner is not None:
+        with within("allocation"):
+            experiment.allocation.check(experiment.pattern)
     if experiment.tracker is not None:
         experiment.tracker.check()
     if experiment.export is not None and ranks.leads:

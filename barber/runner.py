@@ -18,7 +18,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from barber import display
-from barber.api import BlockReport, Report, fitting_batch_size, prune
+from barber.api import BlockReport, Report, allocate, fitting_batch_size, prune
 from barber.checkpoint import FOLDER, Checkpoint, Difference, begin, holds_layers, require_idle
 from barber.decoder import Decoder
 from barber.engine import SOURCE
@@ -29,6 +29,7 @@ from barber.export import MaskFile, model_card
 from barber.initial import InitialMasks
 from barber.memory import peak_memory, reset_peak_memory
 from barber.models import skeleton
+from barber.patterns import Pattern, Unstructured
 from barber.plots import plot_block_errors, plot_losses
 from barber.preparation import Inputs, prepare, prepare_evaluation
 from barber.ranks import Ranks, joined
@@ -121,9 +122,9 @@ class _Run:
         self._evaluate("dense", model, weights, inputs)
         if experiment.pruner is not None:
             masks = self._prune(model, weights, inputs, checkpoint)
-            if experiment.rebuild is not None:
+            if experiment.steps:
                 self._evaluate("pruned", model, weights, inputs)
-            self._evaluate("rebuilt" if experiment.rebuild else "pruned", model, weights, inputs)
+            self._evaluate("rebuilt" if experiment.steps else "pruned", model, weights, inputs)
             self._export(weights, inputs, masks)
         self._plot_block_errors()
         if checkpoint is not None:
@@ -214,9 +215,7 @@ class _Run:
         batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
         record.machine |= {"batch_size": batch_size, "processes": self.ranks.size}
         record.machine["precision"] = [arithmetic.kind for arithmetic in experiment.precision.on(inputs.device)]
-        compares = (
-            experiment.rebuild is not None and inputs.evaluation is not None and inputs.evaluation.reports("pruned")
-        )
+        compares = bool(experiment.steps) and inputs.evaluation is not None and inputs.evaluation.reports("pruned")
         masks: dict[str, Tensor] = {}
         num_layers = len(Decoder(model).layers)
         blocks: list[BlockReport] = []
@@ -245,7 +244,8 @@ class _Run:
                 if isinstance(experiment.export, MaskFile):
                     experiment.export.collect(masks, differences)
 
-            initial = stack.enter_context(self._initial_masks(model, weights, inputs, batch_size))
+            patterns = self._allocate(model, weights, inputs, batch_size)
+            initial = stack.enter_context(self._initial_masks(model, weights, inputs, batch_size, patterns))
             weights.restore()
             reset_peak_memory()
             report = prune(
@@ -253,7 +253,7 @@ class _Run:
                 calibration.tokens_NL,
                 pattern=experiment.pattern,
                 pruner=experiment.pruner,
-                rebuild=experiment.rebuild,
+                rebuild=list(experiment.steps.values()),
                 device=inputs.device,
                 batch_size=batch_size,
                 precision=experiment.precision,
@@ -263,6 +263,7 @@ class _Run:
                 weights=weights,
                 checkpoint=checkpoint,
                 initial=initial,
+                patterns=patterns,
                 on_block=on_block,
                 on_layer=on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
@@ -275,9 +276,42 @@ class _Run:
             self._note(report)
         return masks
 
+    def _allocate(
+        self, model: PreTrainedModel, weights: Weights, inputs: Inputs, batch_size: int
+    ) -> Mapping[str, Pattern]:
+        """The patterns of the linears, where they are not all alike."""
+        experiment, calibration = self.experiment, inputs.calibration
+        if experiment.allocation is None:
+            return {}
+        assert calibration is not None and isinstance(experiment.pattern, Unstructured)
+        with (
+            self.stopwatch("allocate"),
+            display.progress(visible=self.ranks.leads) as progress,
+            weights.showing("dense"),
+        ):
+            task = progress.add_task("Allocating sparsity", total=None)
+            return allocate(
+                model,
+                calibration.tokens_NL,
+                allocation=experiment.allocation,
+                pattern=experiment.pattern,
+                device=inputs.device,
+                batch_size=batch_size,
+                precision=experiment.precision,
+                activations=experiment.engine.activations,
+                scratch=self.folder,
+                weights=weights,
+                watch=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+
     @contextmanager
     def _initial_masks(
-        self, model: PreTrainedModel, weights: Weights, inputs: Inputs, batch_size: int
+        self,
+        model: PreTrainedModel,
+        weights: Weights,
+        inputs: Inputs,
+        batch_size: int,
+        patterns: Mapping[str, Pattern],
     ) -> Iterator[InitialMasks | None]:
         """The initial masks that other runs have kept, or a place to keep them for others.
 
@@ -285,7 +319,7 @@ class _Run:
         """
         experiment = self.experiment
         cache, pruner, calibration = experiment.cache, experiment.pruner, inputs.calibration
-        interleaves = experiment.schedule == "interleaved" and experiment.rebuild is not None
+        interleaves = experiment.schedule == "interleaved" and bool(experiment.steps)
         if cache is None or pruner is None or pruner.statistic is None or interleaves or self.ranks.size > 1:
             yield None
             return
@@ -295,6 +329,7 @@ class _Run:
             facts = (dense or ResultCache(cache, model, inputs.device, weights)).facts
         facts = facts | {"calibration": calibration.digest, "pruner": repr(pruner), "pattern": repr(experiment.pattern)}
         facts |= {"precision": self.record.machine["precision"], "batch_size": batch_size}
+        facts |= {"patterns": {name: str(one) for name, one in patterns.items()}} if patterns else {}
         entry = cache.entry("initial", facts)
         with entry.opened("the initial masks") as complete:
             if complete:
@@ -315,7 +350,7 @@ class _Run:
             "exchanges": report.exchanges,
         }
         self.record.write(self.folder)
-        if self.experiment.rebuild is not None:
+        if self.experiment.steps:
             plot_losses(report.blocks, self.experiment.name, self.folder / "loss.png")
             self.record.files["loss"] = "loss.png"
 
@@ -343,6 +378,7 @@ class _Run:
                 pattern=str(self.experiment.pattern),
                 sparsity=record.sparsity,
                 config_yaml=yaml.safe_dump(record.config, sort_keys=False),
+                update=", ".join(type(step).__name__ for step in (self.experiment.update or {}).values()),
             )
             record.files["model"] = export.save(weights, inputs.tokenizer, card, folder).name
 

@@ -6,7 +6,7 @@ float32 additions, and so does the number of processes that share the samples. I
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -47,6 +47,32 @@ class SecondMoment:
         return (ranks.add_up(self._sum_I) / self._num_samples).float()
 
 
+class Moments:
+    """What DSnoT knows of every input x_i: (3, I), float32 (arXiv 2310.08915, section 3.2).
+
+    The rows: mean over samples of the sum over tokens of x_i; variance of x_i over all tokens; mean over samples of the
+    sum over tokens of x_i^2.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._sums_3I: Tensor | None = None
+
+    def add(self, x_TI: Tensor) -> None:
+        # In float64, the squares too: a variance is a small difference where an input hardly changes.
+        x_TI = x_TI.double()
+        tokens_I = x_TI.new_full((x_TI.shape[1],), len(x_TI))
+        sums_3I = torch.stack([x_TI.sum(dim=0), x_TI.square().sum(dim=0), tokens_I])
+        self._sums_3I = sums_3I if self._sums_3I is None else self._sums_3I + sums_3I
+
+    def value(self, ranks: Ranks = ALONE) -> Tensor:
+        assert self._sums_3I is not None
+        sum_I, squares_I, tokens_I = ranks.add_up(self._sums_3I)
+        variance_I = squares_I / tokens_I - (sum_I / tokens_I).square()
+        means_3I = [sum_I / self._num_samples, variance_I.clamp(min=0), squares_I / self._num_samples]
+        return torch.stack(means_3I).float()
+
+
 class Hessian:
     """H = mean over samples of 2 x x^T, summed over tokens: (I, I), float32 (SparseGPT, arXiv 2301.00774, eq. 3)."""
 
@@ -64,6 +90,26 @@ class Hessian:
     def value(self, ranks: Ranks = ALONE) -> Tensor:
         assert self._sum_II is not None
         return ranks.add_up(self._sum_II) * (2 / self._num_samples)
+
+
+class CrossMoment:
+    """mean over samples of 2 a x^T, summed over tokens: (J, I), float32, at the scale of `Hessian`."""
+
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._sum_JI: Tensor | None = None
+
+    def add(self, a_TJ: Tensor, x_TI: Tensor) -> None:
+        """Take in any number of tokens."""
+        if self._sum_JI is None:
+            self._sum_JI = torch.zeros(a_TJ.shape[1], x_TI.shape[1], device=x_TI.device)
+        with torch.autocast(x_TI.device.type, enabled=False):
+            self._sum_JI.addmm_(a_TJ.float().T, x_TI.float())
+
+    def value(self, ranks: Ranks = ALONE) -> Tensor:
+        """The mean over the samples of all processes."""
+        assert self._sum_JI is not None
+        return ranks.add_up(self._sum_JI) * (2 / self._num_samples)
 
 
 class MeanSquaredGradient:
@@ -139,6 +185,23 @@ def observing_inputs(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def capturing_input(linear: nn.Module) -> Iterator[list[Tensor]]:
+    """Run a model inside this context as far as a linear, and have what that is fed: one tensor (T, I)."""
+    fed: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        fed.append(args[0].detach().flatten(0, -2))
+        raise AllFed
+
+    handle = linear.register_forward_pre_hook(capture)
+    try:
+        with suppress(AllFed):
+            yield fed
+    finally:
+        handle.remove()
 
 
 @contextmanager

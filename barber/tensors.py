@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tensor", "as_bytes", "batches", "converted", "moved", "replaced_forward"]
+__all__ = ["Tensor", "as_bytes", "batches", "by_sample", "converted", "in_float32", "moved", "replaced_forward"]
 
 
 def batches(num_samples: int, batch_size: int) -> Iterator[slice]:
@@ -65,6 +65,27 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> Iterator[None]:
     finally:
         for tensor, home in zip(tensors, homes, strict=True):
             tensor.data = home
+
+
+@contextmanager
+def in_float32(tensors: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Parameters and buffers on a device and in float32 inside this context, without gradients for them."""
+    homes = [tensor.data for tensor in tensors]
+    wanted_gradient = [tensor.requires_grad for tensor in tensors]
+    try:
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.requires_grad_(False)
+            tensor.data = converted(home, device)
+        yield
+    finally:
+        for tensor, home, wanted in zip(tensors, homes, wanted_gradient, strict=True):
+            tensor.data = home
+            tensor.requires_grad_(wanted)
+
+
+def by_sample(x: Tensor, num_samples: int) -> Tensor:
+    """(B, L, channels) from that or from (B * L, channels)."""
+    return x.reshape(num_samples, -1, x.shape[-1])
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -95,15 +95,17 @@ class Wandb:
     def _begin(self, mode: Literal["online", "offline"], name: str, record: RunRecord, folder: Path) -> Any:
         import wandb
 
-        groups = ("model", "pattern", "pruner", "rebuild")
+        groups = ("model", "pattern", "allocation", "pruner", "rebuild", "update")
         choices = {group: record.choices.get(group) or "none" for group in groups}
-        chosen = {group: choice[:64] for group, choice in choices.items() if choice != "none"}  # no tag is longer
+        chosen = {
+            group: choice[:64] for group, choice in choices.items() if choice not in ("none", "uniform")
+        }  # no tag is longer
         return wandb.init(
             project=self.project,
             entity=self.entity,
             group=record.choices.get("experiment") or "runs",
             name=point(name, record),
-            job_type="_".join(chosen[group] for group in ("pruner", "rebuild") if group in chosen) or "dense",
+            job_type="_".join(chosen[group] for group in groups[2:] if group in chosen) or "dense",
             tags=list(dict.fromkeys(chosen.values())),
             config={**record.config, "choices": record.choices},
             dir=str(folder),

@@ -1,7 +1,7 @@
 """What a method for the initial mask is, and what it returns."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from barber.patterns import Pattern
 from barber.statistics import InputStatistic
@@ -21,15 +21,30 @@ class Pruned:
         return cls(mask_OI, weight_OI.masked_fill(mask_OI, 0))
 
 
+GradientOf = Literal["layer", "loss"] | None
+
+
 class Pruner(Protocol):
-    """A method for the initial mask. `statistic` is what it needs of every linear's inputs; None: no data at all."""
+    """A method for the initial mask.
+
+    `statistic` is what it needs of every linear's inputs; None: no data at all. `gradient` is of what it needs the
+    gradients by the dense weights: the norm of the decoder `layer`'s output, the whole model's `loss`; None: nothing.
+    """
 
     statistic: ClassVar[type[InputStatistic] | None]
+    gradient: ClassVar[GradientOf]
 
     def prepare(self, mean: Tensor) -> Any:
         """What `prune` needs of the statistic's mean over samples; done once for all linears that share their input."""
         ...
 
-    def prune(self, weight_OI: Tensor, prepared: Any, pattern: Pattern) -> Pruned:
-        """Prune one linear, given its dense weight in float32 and what `prepare` made of its inputs' statistic."""
+    def prune(self, weight_OI: Tensor, prepared: Any, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
+        """Prune one linear.
+
+        Args:
+            weight_OI: its dense weight in float32.
+            prepared: what `prepare` made of its inputs' statistic.
+            gradient_OI: mean over samples of the squared gradient by the weight, for one sample each; float32. It is
+                given to pruners whose `gradient` says of what.
+        """
         ...

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from barber.patterns import Pattern
-from barber.pruners.base import Pruned
+from barber.pruners.base import GradientOf, Pruned
 from barber.statistics import InputStatistic
 from barber.tensors import Tensor
 
@@ -14,9 +14,10 @@ class Magnitude:
     """Score |W|, compared over a whole linear, or inside the cells of an N:M pattern."""
 
     statistic: ClassVar[type[InputStatistic] | None] = None
+    gradient: ClassVar[GradientOf] = None
 
     def prepare(self, mean: Tensor) -> None:
         return None
 
-    def prune(self, weight_OI: Tensor, prepared: None, pattern: Pattern) -> Pruned:
+    def prune(self, weight_OI: Tensor, prepared: None, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
         return Pruned.masking(weight_OI, pattern.prune_whole(weight_OI.abs()))

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from barber.errors import UserError
 from barber.patterns import Pattern
-from barber.pruners.base import Pruned
+from barber.pruners.base import GradientOf, Pruned
 from barber.statistics import InputStatistic, SecondMoment
 from barber.tensors import Tensor
 
@@ -25,6 +25,7 @@ class RIA:
     compare: Literal["row", "matrix"] = "row"
 
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
+    gradient: ClassVar[GradientOf] = None
 
     def __post_init__(self) -> None:
         if self.exponent < 0:
@@ -34,7 +35,7 @@ class RIA:
         """The norm of every input to the power of a: (I,)."""
         return mean_I.sqrt() ** self.exponent
 
-    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern) -> Pruned:
+    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
         size_OI = weight_OI.abs()
         # Where all weights of a row or a column are zero there is nothing to be large beside.
         rows_O1 = size_OI.sum(dim=1, keepdim=True).clamp(min=1e-30)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from barber.patterns import Pattern
-from barber.pruners.base import Pruned
+from barber.pruners.base import GradientOf, Pruned
 from barber.statistics import InputStatistic, SecondMoment
 from barber.tensors import Tensor
 
@@ -14,10 +14,11 @@ class Wanda:
     """Score |W| * sqrt(m), m the inputs' second moment; compared in every output row, or in N:M cells (eq. 1)."""
 
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
+    gradient: ClassVar[GradientOf] = None
 
     def prepare(self, mean_I: Tensor) -> Tensor:
         """The norm of every input: (I,)."""
         return mean_I.sqrt()
 
-    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern) -> Pruned:
+    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
         return Pruned.masking(weight_OI, pattern.prune_rows(weight_OI.abs() * prepared))

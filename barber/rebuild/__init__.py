@@ -2,6 +2,7 @@
 
 from barber.rebuild.barber import Barber
 from barber.rebuild.base import Evidence, Rebuild, Rebuilt
+from barber.rebuild.dsnot import DSnoT
 from barber.rebuild.swaps import Swaps
 
-__all__ = ["Barber", "Evidence", "Rebuild", "Rebuilt", "Swaps"]
+__all__ = ["Barber", "DSnoT", "Evidence", "Rebuild", "Rebuilt", "Swaps"]

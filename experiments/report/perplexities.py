@@ -156,7 +156,7 @@ def _lines(
 
 def _rebuilt_groups(points: Sequence[Point]) -> list[Group]:
     """Rebuilt points that differ in alpha and granularity only."""
-    hidden = ("rebuild.alpha", "rebuild.granularity")
+    hidden = ("rebuild.barber.alpha", "rebuild.barber.granularity")
     groups: dict[str, list[Point]] = {}
     for point in points:
         if _alpha(point) is not None and ("+" in point.method or point.method.endswith("(mask only)")):
@@ -171,11 +171,11 @@ def _initial_mask(point: Point, rebuilt: Point) -> bool:
 
 
 def _alpha(point: Point) -> float | None:
-    return (point.runs[0].config.get("rebuild") or {}).get("alpha")
+    return point.runs[0].steps.get("barber", {}).get("alpha")
 
 
 def _granularity(point: Point) -> str:
-    return str((point.runs[0].config.get("rebuild") or {}).get("granularity"))
+    return str(point.runs[0].steps.get("barber", {}).get("granularity"))
 
 
 def _std_note(points: Sequence[Point]) -> str:

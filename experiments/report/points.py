@@ -79,26 +79,43 @@ class Point:
 
 def method_of(run: Run) -> str:
     """What tables call the method that a run's last figures are of."""
-    pruner, rebuild = run.config.get("pruner"), run.config.get("rebuild")
+    pruner, steps = run.config.get("pruner"), list(run.steps.values())
     if not pruner:
         return DENSE
+    allocation = run.config.get("allocation")
     name = last_part(pruner)
-    if not rebuild or run.stage == "pruned":
-        return f"{name} (update)" if name == "SparseGPT" else name
-    if name == "SparseGPT" and rebuild.get("alpha") == 0 and not rebuild.get("retain_reconstruction"):
-        return f"{name} (mask only)"
+    tail = f", {last_part(allocation)}" if allocation else ""
+    if not steps or run.stage == "pruned":
+        return (f"{name} (update)" if name == "SparseGPT" else name) + tail
+    if name == "SparseGPT" and len(steps) == 1 and _drops_the_update(steps[0]):
+        return f"{name} (mask only){tail}"
+    updated = ", with reconstruction" if run.config.get("update") else ""
+    return name + tail + "".join(f" + {_step(step)}" for step in steps) + updated
+
+
+def _drops_the_update(step: Mapping[str, Any]) -> bool:
+    """Whether a step leaves the pruner's mask on the dense weights."""
+    return step.get("alpha") == 0 and not step.get("retain_reconstruction")
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """What tables call a step of the rebuilding, or an update of the weights."""
     details = [
-        f"{rebuild[key]:g}" if key == "alpha" else str(rebuild[key])
+        f"{step[key]:g}" if isinstance(step[key], float) else str(step[key])
         for key in ("granularity", "alpha")
-        if key in rebuild
+        if key in step
     ]
-    if rebuild.get("nm_exchange", "row") != "row":
-        details.append(f"{rebuild['nm_exchange']} pairs")
-    if rebuild.get("retain_reconstruction"):
+    if (rounds := step.get("rounds", 1)) != 1 and "alpha" in step:
+        details.append(f"{rounds} rounds")
+    if step.get("follow"):
+        details.append(f"follow {step['follow']:g}")
+    if step.get("nm_exchange", "row") != "row":
+        details.append(f"{step['nm_exchange']} pairs")
+    if step.get("retain_reconstruction"):
         details.append("update kept")
-    if (metric := last_part(rebuild.get("metric") or {})) not in ("", "WeightGradient"):
+    if (metric := last_part(step.get("metric") or {})) not in ("", "WeightGradient"):
         details.append(metric)
-    return f"{name} + {last_part(rebuild)}" + (f" ({', '.join(details)})" if details else "")
+    return last_part(step) + (f" ({', '.join(details)})" if details else "")
 
 
 def varying(runs: Sequence[Run]) -> list[str]:

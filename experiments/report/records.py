@@ -86,6 +86,11 @@ class Run:
         return config
 
     @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """The steps of the rebuilding by name, in order; last the update of the weights."""
+        return {**(self.config.get("rebuild") or {}), **(self.config.get("update") or {})}
+
+    @property
     def results(self) -> dict[str, Any]:
         """What was measured, by stage of the model."""
         return self.record.get("results") or {}
@@ -262,6 +267,9 @@ def _read_one(file: Path, name: str, aliases: Mapping[str, str]) -> Run | Broken
         return Broken(name, "unreadable", f"{type(error).__name__}: {error}")
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "status" not in record:
         return Broken(name, "unreadable", "record.json is not the record of a run")
+    rebuild = record["config"].get("rebuild") or {}
+    if "_target_" in rebuild:  # of a run before there were several steps
+        record["config"]["rebuild"] = {last_part(rebuild).lower(): rebuild}
     return Run(file.parent, name, _model(record, aliases), record)
 
 

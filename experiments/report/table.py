@@ -11,11 +11,11 @@ from experiments.report.records import Broken, Protocol, Run
 
 SEQLEN, CALIBRATION = 2048, "128 x 2048 c4"
 _SHORT = {
-    "rebuild.alpha": "alpha",
-    "rebuild.granularity": "granularity",
-    "rebuild.metric": "metric",
-    "rebuild.nm_exchange": "nm_exchange",
-    "rebuild.retain_reconstruction": "retain_reconstruction",
+    "rebuild.barber.alpha": "alpha",
+    "rebuild.barber.granularity": "granularity",
+    "rebuild.barber.metric": "metric",
+    "rebuild.barber.nm_exchange": "nm_exchange",
+    "rebuild.barber.retain_reconstruction": "retain_reconstruction",
     "calibration.nsamples": "nsamples",
     "calibration.seqlen": "calibration seqlen",
 }

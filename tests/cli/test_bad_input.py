@@ -79,8 +79,9 @@ def reads(sentence: str, expected: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, expected.split("..."))), sentence) is not None
 
 
+PRUNERS = "gblm, magnitude, none, random, ria, sparsegpt, wanda, wanda_plus"
 COMMAND_LINE = {
-    "pruner=wandaa": "pruner=wandaa: no such choice; pruner can be magnitude, none, ria, sparsegpt, wanda",
+    "pruner=wandaa": f"pruner=wandaa: no such choice; pruner can be {PRUNERS}",
     "pattern=2": "pattern=2: no such choice; pattern can be 2of4, 4of8, nofm, unstructured",
     "metric=null": "metric=null: no such choice; metric can be gradient, weight, weight_gradient",
     "evals=[perplexity,foo]": "evals=foo: no such choice; evals can be agreement, none, perplexity, zero_shot",
@@ -88,22 +89,27 @@ COMMAND_LINE = {
         "evals/text=foo: no such choice; evals/text can be c4, files, hub, offline, ptb, tokens, wikitext2, "
         "wikitext2_validation"
     ),
-    "pruner=[wanda,foo]": "pruner=foo: no such choice; pruner can be magnitude, none, ria, sparsegpt, wanda",
-    "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
+    "pruner=[wanda,foo]": f"pruner=foo: no such choice; pruner can be {PRUNERS}",
+    "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.barber.alpha?",
+    "rebuild.alpha=0.2": "rebuild.alpha: no such key, did you mean rebuild.barber.alpha?",
+    "rebuild.barbr.alpha=0.2": "rebuild.barbr: no such key, did you mean rebuild.barber?",
+    "rebuild=[barber,swaps] rebuild.candidates=2": (
+        "rebuild.candidates: no such key, did you mean rebuild.swaps.candidates?"
+    ),
     "prunner=wanda": "prunner: no such key, did you mean pruner?",
     "pattern.n=2": "pattern.n: no such key; there is pattern.sparsity",
-    "rebuild=none rebuild.alpha=0.1": "rebuild.alpha: no such key; rebuild has none as it is chosen here",
-    "rebuild.alpha=[": (
-        "cannot read 'rebuild.alpha=[': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; "
+    "rebuild=none rebuild.barber.alpha=0.1": "rebuild.barber: no such key; rebuild has none as it is chosen here",
+    "rebuild.barber.alpha=[": (
+        "cannot read 'rebuild.barber.alpha=[': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; "
         "a value with special characters needs quotes: \"KEY='VALUE'\""
     ),
     "wanda": (
         "cannot read 'wanda': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; "
         "a value with special characters needs quotes: \"KEY='VALUE'\""
     ),
-    "rebuild.alpha=0.1,0.5": (
-        "rebuild.alpha=0.1,0.5: a sweep over several values needs -m; "
-        "a comma in a value, quotes: \"rebuild.alpha='0.1,0.5'\""
+    "rebuild.barber.alpha=0.1,0.5": (
+        "rebuild.barber.alpha=0.1,0.5: a sweep over several values needs -m; "
+        "a comma in a value, quotes: \"rebuild.barber.alpha='0.1,0.5'\""
     ),
 }
 
@@ -118,28 +124,45 @@ def test_a_command_line_that_says_nothing_is_refused_before_a_folder_is_made(
 
 
 VALUES = {
-    "rebuild.alpha=abc": "rebuild.alpha must be a number, not 'abc'",
-    "rebuild.alpha=true": "rebuild.alpha must be a number, not True",
+    "rebuild.barber.alpha=abc": "rebuild.barber.alpha must be a number or auto, not 'abc'",
+    "rebuild.barber.alpha=true": "rebuild.barber.alpha must be a number or auto, not True",
     "calibration.nsamples=1.5": "calibration.nsamples must be a whole number, not 1.5",
     "seed=abc": "seed must be a whole number, not 'abc'",
     "calibration.path=[a,b]": "calibration.path must be a text, not ['a', 'b']",
-    "rebuild.retain_reconstruction=maybe": "rebuild.retain_reconstruction must be true or false, not 'maybe'",
-    "rebuild.granularity=rows": "rebuild.granularity must be one of output, input, layer, block, not 'rows'",
-    "rebuild.metric=weight": "rebuild.metric must be a component, as GROUP=CHOICE gives, not 'weight'",
-    "+rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.alpha?",
-    "rebuild.alpha=${alpha}": "rebuild.alpha: Interpolation key 'alpha' not found",
+    "rebuild.barber.retain_reconstruction=maybe": (
+        "rebuild.barber.retain_reconstruction must be true or false, not 'maybe'"
+    ),
+    "rebuild.barber.granularity=rows": (
+        "rebuild.barber.granularity must be one of output, input, layer, block, not 'rows'"
+    ),
+    "rebuild.barber.metric=weight": "rebuild.barber.metric must be a component, as GROUP=CHOICE gives, not 'weight'",
+    "+rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.barber.alpha?",
+    "method=sparsegpt_mask rebuild=swaps": (
+        "rebuild.barber.alpha is given, but rebuild.barber is not chosen; choose it as well, or leave that out"
+    ),
+    "+rebuild.again.rounds=2": (
+        "rebuild.again.rounds is given, but rebuild.again is not chosen; choose it as well, or leave that out"
+    ),
+    "allocation=owl pattern=2of4": (
+        "allocation: 2:4 stays uniform, every cell loses as many weights; choose an unstructured pattern, or "
+        "allocation=uniform"
+    ),
+    "schedule=interleaved pruner=wanda_plus": (
+        "schedule must be paper with the pruner WandaPlus, which looks at whole layers, not interleaved"
+    ),
+    "rebuild.barber.alpha=${alpha}": "rebuild.barber.alpha: Interpolation key 'alpha' not found",
     "pattern.sparsity=1.0": "pattern.sparsity must be at least 0 and below 1, not 1.0",
     "pattern.sparsity=-0.1": "pattern.sparsity must be at least 0 and below 1, not -0.1",
     "pattern.sparsity=nan": "pattern.sparsity must be at least 0 and below 1, not nan",
-    "rebuild.alpha=1.1": "rebuild.alpha must be from 0 to 1, not 1.1",
-    "rebuild.alpha=-0.1": "rebuild.alpha must be from 0 to 1, not -0.1",
-    "rebuild.alpha=nan": "rebuild.alpha must be from 0 to 1, not nan",
+    "rebuild.barber.alpha=1.1": "rebuild.barber.alpha must be from 0 to 1, not 1.1",
+    "rebuild.barber.alpha=-0.1": "rebuild.barber.alpha must be from 0 to 1, not -0.1",
+    "rebuild.barber.alpha=nan": "rebuild.barber.alpha must be from 0 to 1, not nan",
     "pattern=nofm pattern.n=4 pattern.m=4": "pattern.n must be below m (4), not 4",
     "pattern=nofm pattern.n=0 pattern.m=4": "pattern.n must be at least 1, not 0",
     "pattern=nofm pattern.m=4": "pattern.n has to be given: pattern.n=VALUE",
     "pattern=nofm pattern.n=2": "pattern.m has to be given: pattern.m=VALUE",
-    "pattern=2of4 rebuild.granularity=layer": (
-        "rebuild.granularity must be output with an N:M pattern (here 2:4), not layer"
+    "pattern=2of4 rebuild.barber.granularity=layer": (
+        "rebuild.barber.granularity must be output with an N:M pattern (here 2:4), not layer"
     ),
     "pattern=2of4 pruner=sparsegpt pruner.block_size=6": (
         "pruner.block_size must be a multiple of pattern.m (4), not 6"
@@ -415,7 +438,7 @@ def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
     }
 
 
-@pytest.mark.parametrize("again", ["", "rebuild.alpha=0.5", "pattern.sparsity=2"])
+@pytest.mark.parametrize("again", ["", "rebuild.barber.alpha=0.5", "pattern.sparsity=2"])
 def test_nothing_in_the_folder_of_a_finished_run_is_touched(again: str, reads_weights: None, tmp_path: Path) -> None:
     command = f"{TINY} export=none hydra.run.dir={tmp_path}"
     assert barber(*command.split()).code == 0

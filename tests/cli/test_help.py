@@ -74,11 +74,11 @@ def test_help_names_every_choice_of_every_group_and_does_not_wait_for_torch() ->
 
 def test_the_composed_config_can_be_looked_at_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shown = barber("--cfg", "job", "pruner=wanda", "rebuild.alpha=0.3")
+    shown = barber("--cfg", "job", "pruner=wanda", "rebuild.barber.alpha=0.3")
     assert shown.code == 0
     config = yaml.safe_load(shown.out)
     assert config["pruner"] == {"_target_": "barber.pruners.Wanda"}
-    assert config["rebuild"]["alpha"] == 0.3
+    assert config["rebuild"]["barber"]["alpha"] == 0.3
     assert not list(tmp_path.iterdir())
 
 
@@ -106,10 +106,13 @@ def component_of(experiment: Experiment, group: str, choice: str) -> Any:
     """What a choice of a group became."""
     match group, choice:
         case "metric", _:
-            return experiment.rebuild.metric
+            return experiment.rebuild["barber"].metric
         case "evals/text", _:
             assert list(experiment.evals.texts) == [choice]
             return experiment.evals.texts[choice]
+        case "rebuild" | "update", str() if choice != "none":
+            (step,) = getattr(experiment, group).values()
+            return step
         case "evals", str() if choice != "none":
             return getattr(experiment.evals, choice)
     return getattr(experiment, group)
@@ -139,12 +142,12 @@ def test_an_experiment_has_the_settings_of_the_papers_scripts(
     experiment = built(f"experiment={choice}")
     assert experiment.pruner == pruner
     assert experiment.pattern == Unstructured(0.5)
-    assert (experiment.rebuild.granularity, experiment.rebuild.alpha) == (granularity, alpha)
+    assert (experiment.rebuild["barber"].granularity, experiment.rebuild["barber"].alpha) == (granularity, alpha)
 
 
 def test_the_command_line_has_the_last_word_over_an_experiment(built: Any) -> None:
-    experiment = built("experiment=paper_wanda", "rebuild.alpha=0.2", "pruner=magnitude")
-    assert (experiment.rebuild.alpha, experiment.pruner) == (0.2, Magnitude())
+    experiment = built("experiment=paper_wanda", "rebuild.barber.alpha=0.2", "pruner=magnitude")
+    assert (experiment.rebuild["barber"].alpha, experiment.pruner) == (0.2, Magnitude())
     assert built("experiment=paper_wanda", "rebuild=none").rebuild is None
 
 
@@ -153,6 +156,6 @@ def test_without_arguments_the_packaged_model_is_pruned_and_measured(built: Any)
     assert isinstance(experiment.model, Packaged)
     assert experiment.name == "smollm2-135m_unstructured_magnitude_barber"
     assert (experiment.pruner, experiment.pattern) == (Magnitude(), Unstructured(0.5))
-    assert experiment.rebuild.alpha == 0.1
+    assert experiment.rebuild["barber"].alpha == 0.1
     assert list(experiment.evals.stages) == ["dense", "pruned", "rebuilt"]
     assert experiment.tracker is None

@@ -41,7 +41,7 @@ def command(tokens: Path, out: Path, *more: str) -> list[str]:
     return [
         "model=tiny",
         "pruner=wanda",
-        "rebuild.alpha=0.9",
+        "rebuild.barber.alpha=0.9",
         "calibration=tokens",
         f"calibration.path={tokens}",
         "evals/text=tokens",

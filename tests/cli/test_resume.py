@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from barber import runner
+from barber.passes import LayerWork
 from barber.tracking import Wandb
-from barber.walk import LayerWork, Walk
+from barber.walk import Walk
 from tests import tiny
 from tests.cli.running import Result, barber, complaint, record_of, save_model
 from tests.processes import Outcome, launch
@@ -68,7 +69,7 @@ def command(inputs: Path, kind: str = "hf", model: str = "model", measured: bool
         "calibration=tokens",
         f"calibration.path={inputs / 'tokens.safetensors'}",
         "pruner=wanda",
-        "rebuild.alpha=0.9",
+        "rebuild.barber.alpha=0.9",
         *(["evals/text=tokens", text, "evals.seqlen=32", "cache=off"] if measured else ["evals=none"]),
         *KINDS[kind],
     ]
@@ -331,7 +332,7 @@ def test_a_folder_of_another_time_takes_over_what_has_the_same_settings_and_noth
 ) -> None:
     first = interrupted.rename(tmp_path / "2026-01-01_10-00-00_mine")
     others = [tmp_path / name for name in ("2026-01-02_10-00-00_mine", "2026-01-02_10-00-00_yours")]
-    done(*command(inputs, measured=False), "rebuild.alpha=0.5", f"hydra.run.dir={others[0]}")
+    done(*command(inputs, measured=False), "rebuild.barber.alpha=0.5", f"hydra.run.dir={others[0]}")
     done(*command(inputs, measured=False), f"hydra.run.dir={others[1]}")
     assert computed == 2 * list(range(LAYERS))
     assert [record_of(other)["resumed"] for other in others] == [None, None]
@@ -359,7 +360,7 @@ def replaced(path: Path, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("change", "differing"),
     [
-        ("rebuild.alpha=0.5", "rebuild.alpha: 0.9 there, 0.5 here"),
+        ("rebuild.barber.alpha=0.5", "rebuild.barber.alpha: 0.9 there, 0.5 here"),
         ("batch_size=2", "batch_size: None there, 2 here"),
         ("schedule=interleaved", "schedule: paper there, interleaved here"),
         ("engine.streaming=true", "engine.streaming: auto there, True here"),
@@ -381,7 +382,7 @@ def test_nothing_is_lost_by_it(
     inputs: Path, interrupted: Path, whole: Callable[[str], Path], computed: list[int]
 ) -> None:
     expected = whole("hf")
-    for change in ("rebuild.alpha=0.5", "pruner=magnitude", "rebuild=none", "pattern=2of4"):
+    for change in ("rebuild.barber.alpha=0.5", "pruner=magnitude", "rebuild=none", "pattern=2of4"):
         assert barber(*command(inputs), change, f"hydra.run.dir={interrupted}").code == 2
     computed.clear()
     done(*command(inputs), f"hydra.run.dir={interrupted}")

@@ -40,7 +40,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(inputs: Path, out: Path, rebuild: str = "rebuild=barber rebuild.alpha=0.1") -> list[str]:
+def command(inputs: Path, out: Path, rebuild: str = "rebuild=barber rebuild.barber.alpha=0.1") -> list[str]:
     """The command of the contract."""
     return [
         "model=local",
@@ -120,8 +120,8 @@ def test_the_record_tells_the_config_the_code_the_seeds_and_the_calibration_set(
     config = record["config"]
     assert config["model"]["path"] == str(inputs / "model")
     assert config["pattern"] == {"_target_": "barber.patterns.NM", "n": 2, "m": 4}
-    assert config["rebuild"]["alpha"] == 0.1
-    assert config["rebuild"]["metric"] == {"_target_": "barber.metrics.WeightGradient"}
+    assert config["rebuild"]["barber"]["alpha"] == 0.1
+    assert config["rebuild"]["barber"]["metric"] == {"_target_": "barber.metrics.WeightGradient"}
     assert (config["evals"], config["seed"]) == (None, 0)
     assert "${" not in json.dumps(config)
     assert {"python", "llm-barber", "torch", "transformers", "safetensors"} <= set(record["versions"])
@@ -279,7 +279,14 @@ def test_the_end_of_a_run_shows_the_stages_and_where_everything_is(inputs: Path,
 
 @pytest.mark.parametrize(
     "overrides",
-    ["pruner=sparsegpt pattern=2of4", "pruner=magnitude rebuild.granularity=block", "pruner=wanda metric=weight"],
+    [
+        "pruner=sparsegpt pattern=2of4",
+        "pruner=magnitude rebuild.barber.granularity=block",
+        "pruner=wanda metric=weight",
+        "pruner=gblm rebuild=none",
+        "pruner=wanda_plus rebuild=none",
+        "pruner=random",
+    ],
 )
 def test_a_random_model_and_ones_own_text_are_enough_to_try_things_out(overrides: str, tmp_path: Path) -> None:
     (tmp_path / "text.md").write_text(TEXT, encoding="utf-8")
@@ -290,6 +297,23 @@ def test_a_random_model_and_ones_own_text_are_enough_to_try_things_out(overrides
     assert record["seeds"] == {"run": 0, "calibration": 0}
     assert (record["calibration"]["samples"], record["calibration"]["seqlen"]) == (8, 64)
     assert (tmp_path / "out" / "model" / "tokenizer.json").is_file()
+
+
+def test_steps_an_update_and_an_allocation_go_together(tmp_path: Path) -> None:
+    (tmp_path / "text.md").write_text(TEXT, encoding="utf-8")
+    text = f"calibration=text calibration.path={tmp_path} calibration.nsamples=8 calibration.seqlen=64"
+    methods = "pruner=wanda rebuild=[swaps,barber] rebuild.swaps.follow=0.5 update=least_squares allocation=owl"
+    done("model=tiny", *text.split(), "evals=none", *methods.split(), f"hydra.run.dir={tmp_path / 'out'}")
+    record, weights = record_of(tmp_path / "out"), linear_weights(loaded(tmp_path / "out" / "model"))
+    assert list(record["config"]["rebuild"]) == ["swaps", "barber"]
+    total, zeros = (record["sparsity"][key] for key in ("weights", "zeros"))
+    assert abs(zeros - total / 2) <= 1
+    assert {name: counts["zeros"] for name, counts in record["linears"].items()} == {
+        name: int((weight == 0).sum()) for name, weight in weights.items()
+    }
+    assert sum(weight.numel() for weight in weights.values()) == total
+    assert len({round(line["sparsity"], 3) for line in layers_of(tmp_path / "out")}) > 1
+    assert record["sparsity"]["exchanges"] > 0
 
 
 @pytest.fixture
@@ -417,7 +441,7 @@ def test_without_a_folder_a_run_gets_one_that_tells_time_and_choices(
 
 def test_a_sweep_gives_every_value_a_folder_of_its_own(inputs: Path, tmp_path: Path) -> None:
     single = [argument for argument in command(inputs, tmp_path) if not argument.startswith("hydra.run.dir")]
-    done("-m", *single, "rebuild.alpha=0,0.5", f"hydra.sweep.dir={tmp_path}")
+    done("-m", *single, "rebuild.barber.alpha=0,0.5", f"hydra.sweep.dir={tmp_path}")
     jobs = sorted((path.parent for path in tmp_path.glob("*/record.json")), key=lambda job: alpha_of(record_of(job)))
     records = [record_of(job) for job in jobs]
     assert [record["status"] for record in records] == ["success", "success"]
@@ -429,7 +453,7 @@ def test_a_sweep_gives_every_value_a_folder_of_its_own(inputs: Path, tmp_path: P
 
 
 def alpha_of(record: dict[str, Any]) -> float:
-    alpha: float = record["config"]["rebuild"]["alpha"]
+    alpha: float = record["config"]["rebuild"]["barber"]["alpha"]
     return alpha
 
 

@@ -32,15 +32,17 @@ class Case:
 
 
 CASES = {
-    "llama": Case("llama", "pruner=wanda rebuild.alpha=0.9 export=hf"),
+    "llama": Case("llama", "pruner=wanda rebuild.barber.alpha=0.9 export=hf"),
     "gemma2 in bfloat16, tied, in many files, 2:4": Case(
-        "gemma2", "pruner=wanda pattern=2of4 rebuild.alpha=0.9 export=hf", torch.bfloat16, shard="10KB"
+        "gemma2", "pruner=wanda pattern=2of4 rebuild.barber.alpha=0.9 export=hf", torch.bfloat16, shard="10KB"
     ),
     "gpt2 without its prefix, SparseGPT's reconstruction retained": Case(
-        "gpt2", "pruner=sparsegpt rebuild.alpha=0.9 rebuild.retain_reconstruction=true export=hf", base_alone=True
+        "gpt2",
+        "pruner=sparsegpt rebuild.barber.alpha=0.9 rebuild.barber.retain_reconstruction=true export=hf",
+        base_alone=True,
     ),
-    "opt in bfloat16, masks": Case("opt", "pruner=wanda rebuild.alpha=0.9 export=masks", torch.bfloat16),
-    "qwen2, magnitude, nothing exported": Case("qwen2", "pruner=magnitude rebuild.alpha=0.9 export=none"),
+    "opt in bfloat16, masks": Case("opt", "pruner=wanda rebuild.barber.alpha=0.9 export=masks", torch.bfloat16),
+    "qwen2, magnitude, nothing exported": Case("qwen2", "pruner=magnitude rebuild.barber.alpha=0.9 export=none"),
     "llama, merely pruned": Case("llama", "pruner=wanda rebuild=none export=hf"),
 }
 
@@ -61,7 +63,7 @@ def make(folder: Path, case: Case) -> None:
     save_file({"tokens": tiny.tokens(4, 32, seed=3, vocabulary=BYTES)}, folder / "evaluation.safetensors")
 
 
-def command(folder: Path, out: Path, options: str = "pruner=wanda rebuild.alpha=0.9 export=hf") -> list[str]:
+def command(folder: Path, out: Path, options: str = "pruner=wanda rebuild.barber.alpha=0.9 export=hf") -> list[str]:
     return [
         "model=local",
         f"model.path={folder / 'model'}",
@@ -185,7 +187,7 @@ def test_only_measuring_a_streamed_model_leaves_the_measurements(inputs: Path, t
 
 
 def test_only_pruning_it_leaves_the_same_model(inputs: Path, tmp_path: Path) -> None:
-    plain = [a for a in command(inputs, tmp_path, "pruner=wanda rebuild.alpha=0.9") if not a.startswith("evals")]
+    plain = [a for a in command(inputs, tmp_path, "pruner=wanda rebuild.barber.alpha=0.9") if not a.startswith("evals")]
     for streaming in ("false", "true"):
         done(*plain, "evals=none", f"engine.streaming={streaming}", f"hydra.run.dir={tmp_path / streaming}")
     assert_the_same_model(tmp_path / "true" / "model", tmp_path / "false" / "model")

@@ -77,11 +77,12 @@ def figures(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_sweep_ends_with_a_table_of_its_points(tokens: Path, tmp_path: Path) -> None:
-    out = done(barber(*sweep(tokens, tmp_path / "out", "rebuild.alpha=0.1,0.9", "pattern.sparsity=0.5,0.6")))
+    out = done(barber(*sweep(tokens, tmp_path / "out", "rebuild.barber.alpha=0.1,0.9", "pattern.sparsity=0.5,0.6")))
     table = out[out.rindex("\njob ") :]
     for alpha in ("0.1", "0.9"):
         for sparsity in ("0.5", "0.6"):
-            assert re.search(rf"rebuild.alpha={alpha} pattern.sparsity={sparsity} +done +tokens \d", table), table
+            row = rf"rebuild.barber.alpha={alpha} +done +tokens \d.*\npattern.sparsity={sparsity}"
+            assert re.search(row, table), table
     assert "calibration.path" not in table  # common to all
     assert f"4 done, 0 skipped, 0 failed; python -m experiments.report {tmp_path / 'out'}" in table
     assert len(records_of(tmp_path / "out")) == 4
@@ -145,8 +146,8 @@ def test_a_users_mistake_in_one_job_stops_no_other(tokens: Path, tmp_path: Path)
 
 
 def test_a_mistake_in_all_jobs_is_told_before_anything_runs(tokens: Path, tmp_path: Path) -> None:
-    sentence = complaint(barber(*sweep(tokens, tmp_path / "out", "rebuild.alpha=0.1,0.9", "rebuild.alhpa=1")))
-    assert sentence == "rebuild.alhpa: no such key, did you mean rebuild.alpha?"
+    sentence = complaint(barber(*sweep(tokens, tmp_path / "out", "rebuild.barber.alpha=0.1,0.9", "rebuild.alhpa=1")))
+    assert sentence == "rebuild.alhpa: no such key, did you mean rebuild.barber.alpha?"
     assert not (tmp_path / "out" / "jobs.jsonl").exists()
 
 
@@ -170,7 +171,7 @@ def test_an_interrupt_ends_the_sweep_which_goes_on_where_it_was(
 
 
 def test_resume_never_does_all_of_it_again(tokens: Path, tmp_path: Path) -> None:
-    arguments = sweep(tokens, tmp_path / "out", "rebuild.alpha=0.1,0.9", "resume=never")
+    arguments = sweep(tokens, tmp_path / "out", "rebuild.barber.alpha=0.1,0.9", "resume=never")
     done(barber(*arguments))
     assert "2 done, 0 skipped, 0 failed" in done(barber(*arguments))
 
@@ -194,7 +195,7 @@ def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_initial_masks_of_a_sweep_are_computed_once_and_change_no_bit(
     pruner: str, streaming: str, tokens: Path, tmp_path: Path, phases: list[str]
 ) -> None:
-    point = [f"pruner={pruner}", f"engine.streaming={streaming}", "export=masks", "rebuild.alpha=0.1,0.5,0.9"]
+    point = [f"pruner={pruner}", f"engine.streaming={streaming}", "export=masks", "rebuild.barber.alpha=0.1,0.5,0.9"]
     done(barber(*sweep(tokens, tmp_path / "kept", *point)))
     assert len(phases) == 2  # layers
     done(barber(*sweep(tokens, tmp_path / "alone", *point, "cache=off")))
@@ -255,7 +256,7 @@ def test_a_run_that_was_killed_completes_the_initial_masks_when_it_goes_on(
     done(barber(*arguments))
     assert len(phases) == 3
     phases.clear()
-    done(barber(*sweep(tokens, tmp_path / "other", "rebuild.alpha=0.7")))
+    done(barber(*sweep(tokens, tmp_path / "other", "rebuild.barber.alpha=0.7")))
     assert phases == []
 
 
@@ -311,7 +312,7 @@ def test_optuna_looks_for_the_lowest_loss(tokens: Path, tmp_path: Path) -> None:
         "objective=rebuilt.perplexity.tokens.nll_per_token",
         "hydra.sweeper.sampler.seed=1",
     ]
-    result = barber(*arguments, "rebuild.alpha=interval(0.1,1)")
+    result = barber(*arguments, "rebuild.barber.alpha=interval(0.1,1)")
     assert result.code == 0, result
     losses = [
         record["results"]["rebuilt"]["perplexity"]["tokens"]["nll_per_token"]
@@ -325,7 +326,7 @@ def test_optuna_looks_for_the_lowest_loss(tokens: Path, tmp_path: Path) -> None:
 def test_a_search_without_a_figure_ends_in_a_sentence(tokens: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = sweep(tokens, tmp_path / "out", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
-    result = barber(*arguments, "rebuild.alpha=interval(0.1,1)", "pattern.sparsity=2")
+    result = barber(*arguments, "rebuild.barber.alpha=interval(0.1,1)", "pattern.sparsity=2")
     assert result.code == 1
     assert "Traceback" not in result.err
     assert result.err.splitlines()[-1].startswith("barber: the sweep has ended early: ")

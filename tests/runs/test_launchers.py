@@ -25,7 +25,16 @@ def figures_of(launcher: str, folder: Path) -> dict[str, Any]:
         pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     save_file({"tokens": tiny.tokens(5, 64)}, folder / "tokens.safetensors")
     command = [
-        *(sys.executable, "-m", "barber", "-m", "model=tiny", "pruner=wanda", "rebuild.alpha=0.1,0.9", "threads=1"),
+        *(
+            sys.executable,
+            "-m",
+            "barber",
+            "-m",
+            "model=tiny",
+            "pruner=wanda",
+            "rebuild.barber.alpha=0.1,0.9",
+            "threads=1",
+        ),
         *("calibration=tokens", f"calibration.path={folder / 'tokens.safetensors'}", "export=none"),
         *("evals/text=tokens", f"evals.texts.tokens.path={folder / 'tokens.safetensors'}", "evals.sample=null"),
         *("evals.seqlen=64", f"hydra.sweep.dir={folder / launcher}", *LAUNCHERS[launcher]),

@@ -23,7 +23,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from barber import NM, Barber, BlockReport, Magnitude, SparseGPT, Unstructured, UserError, Wanda, prune
+from barber import (
+    NM,
+    Barber,
+    BlockReport,
+    LeastSquares,
+    Magnitude,
+    SparseGPT,
+    Swaps,
+    Unstructured,
+    UserError,
+    Wanda,
+    prune,
+)
 from barber import checkpoint as checkpoints
 from barber.activations import Activations, Place, Shelf
 from barber.checkpoint import FOLDER, Checkpoint, Difference, begin
@@ -185,6 +197,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_so_it_is_with_every_method(options: dict[str, Any], tmp_path: Path) -> None:
     saved("llama", tmp_path / "model")
     killed_after_one_layer(tmp_path, streamed=False, **options)
+
+
+@both
+def test_so_it_is_with_steps_that_follow_the_dense_model(streamed: bool, tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model")
+    killed_after_one_layer(tmp_path, streamed, rebuild=[Swaps(follow=0.5), LeastSquares(follow=1.0)])
 
 
 @both

@@ -34,14 +34,14 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     first = {"initial.q": MASK, "final.q": MASK, "final.k": MASK}
     second = {"initial.q": MASK, "final.q": CHANGED, "final.k": MASK}
     return (
-        run(tmp_path / "a", {"seed": 0, "rebuild": {"alpha": 0.1}, "pruner": {"x": 1}}, 20.0, first),
-        run(tmp_path / "b", {"seed": 0, "rebuild": {"alpha": 0.5}, "pruner": None}, 25.0, second),
+        run(tmp_path / "a", {"seed": 0, "rebuild": {"barber": {"alpha": 0.1}}, "pruner": {"x": 1}}, 20.0, first),
+        run(tmp_path / "b", {"seed": 0, "rebuild": {"barber": {"alpha": 0.5}}, "pruner": None}, 25.0, second),
     )
 
 
 def test_settings_masks_and_results_that_differ(folders: tuple[Path, Path]) -> None:
     found = barber.compare(*folders)
-    assert found.settings == {"pruner.x": (1, None), "rebuild.alpha": (0.1, 0.5)}
+    assert found.settings == {"pruner.x": (1, None), "rebuild.barber.alpha": (0.1, 0.5)}
     assert list(found.masks) == ["initial", "final"]
     assert found.masks["final"]["q"].differing == 3 and found.masks["final"]["q"].bits == 16
     assert found.masks["final"]["k"].differing == found.total("initial").differing == 0
@@ -54,7 +54,7 @@ def test_the_command_prints_it(folders: tuple[Path, Path]) -> None:
     command = [sys.executable, "-m", "experiments.diff", *map(str, folders)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     for line in (
-        "  rebuild.alpha: 0.1 | 0.5",
+        "  rebuild.barber.alpha: 0.1 | 0.5",
         "final masks: 3 of 32 bits differ (9.3750%)",
         "  most in q: 3 of 16 (18.7500%)",
         "  rebuilt.perplexity.text.perplexity: 20.0000 | 25.0000 (+25.00%)",

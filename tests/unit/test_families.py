@@ -12,7 +12,7 @@ from barber.blocks import main_output
 from barber.checks import check_architecture
 from barber.decoder import Decoder
 from barber.families import supported
-from barber.walk import Stream
+from barber.passes import Stream
 from tests import tiny
 
 NAMES = list(tiny.CONFIGS)

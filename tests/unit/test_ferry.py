@@ -170,7 +170,7 @@ def walked(
         tiny.tokens(),
         Unstructured(0.5),
         PRUNERS[method],
-        Barber(alpha=0.9),
+        [Barber(alpha=0.9)],
         CPU,
         4,
         weights=weights,

@@ -77,6 +77,24 @@ def test_lowest_prunes_the_lowest_of_every_group_and_the_earlier_of_equals(
 
 
 @QUICK
+@given(score_matrices())
+def test_the_order_is_that_in_which_scores_are_marked_evenly(score: torch.Tensor) -> None:
+    order = masks.order_evenly(score)
+    for total in range(score.numel() + 1):
+        marked = masks.lowest_evenly(score, total)
+        assert torch.equal(order < total, marked)
+        assert marked.sum() == total
+
+
+@QUICK
+@given(score_matrices())
+def test_even_marks_differ_by_one_between_groups_at_most(score: torch.Tensor) -> None:
+    for total in range(score.numel() + 1):
+        number = masks.lowest_evenly(score, total).sum(dim=1)
+        assert number.max() - number.min() <= 1
+
+
+@QUICK
 @given(score_matrices(), st.data())
 def test_at_most_the_prunes_everything_up_to_the_threshold(score: torch.Tensor, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, score.shape[1] - 1))

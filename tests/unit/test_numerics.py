@@ -84,7 +84,16 @@ def test_what_was_looked_at_is_done_with() -> None:
 
 
 def walk(pruner: Pruner, schedule: Schedule, pattern: Pattern, rebuild: Barber | None, model: Any = None) -> Walk:
-    return Walk(model or tiny.model("llama"), tiny.tokens(), pattern, pruner, rebuild, CPU, 2, schedule=schedule)
+    return Walk(
+        model or tiny.model("llama"),
+        tiny.tokens(),
+        pattern,
+        pruner,
+        [rebuild] if rebuild else [],
+        CPU,
+        2,
+        schedule=schedule,
+    )
 
 
 _NOT_ON_A_GPU = ("_embed", "_kth_lowest", "_has_changed")
@@ -142,7 +151,7 @@ def test_so_it_is_with_every_granularity(granularity: Any, looks: Looks) -> None
 def test_sparsegpt_looks_at_every_hessian_too(schedule: Schedule, pattern: Pattern, looks: Looks) -> None:
     """Whether both its factors could be had. q, k and v have the same one, so have gate and up."""
     list(walk(SparseGPT(), schedule, pattern, Barber()))
-    assert looks.found == {"prepare": 2 * 4 * 2, "_look": 4, "first_failed": 4 + 2}
+    assert looks.found == {"factor_inverse": 2 * 4 * 2, "_look": 4, "first_failed": 4 + 2}
 
 
 @pytest.mark.parametrize("pruner", [Magnitude(), Wanda()], ids=lambda pruner: type(pruner).__name__)
@@ -185,7 +194,7 @@ def test_one_sample_that_is_no_number_stops_the_walk(
     tokens_NL[4, 3] = tiny.VOCABULARY - 1
     model.model.embed_tokens.weight.data[-1] = torch.nan
     with pytest.raises(NumericsError, match=message):
-        list(Walk(model, tokens_NL, pattern, pruner, Barber(), CPU, 2, schedule=schedule))
+        list(Walk(model, tokens_NL, pattern, pruner, [Barber()], CPU, 2, schedule=schedule))
 
 
 @pytest.mark.parametrize("schedule", ["paper", "interleaved"])

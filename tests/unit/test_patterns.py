@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from barber.errors import UserError
-from barber.patterns import NM, Unstructured
+from barber.patterns import NM, Exactly, Unstructured
 from tests import oracles
 
 # Neither a slow machine nor chance may fail these tests.
@@ -59,6 +59,57 @@ def test_nm_keeps_the_n_highest_of_every_m(n: int, m: int, data: st.DataObject) 
     expected = [oracles.lowest_of_cells(row, n, m) for row in score.tolist()]
     assert NM(n, m).prune_rows(score).tolist() == expected
     assert NM(n, m).prune_whole(score).tolist() == expected
+
+
+def evenly(score: torch.Tensor, num_pruned: int) -> list[list[bool]]:
+    """The lowest of every row, as many of each; then the lowest of what comes next in them, one of each at most."""
+    outputs = len(score)
+    each, rest = num_pruned // outputs, num_pruned % outputs
+    following = [sorted(row)[each] if rest else 0.0 for row in score.tolist()]
+    more = oracles.lowest(following, rest)
+    return [oracles.lowest(row, each + more[i]) for i, row in enumerate(score.tolist())]
+
+
+@QUICK
+@given(matrices(), st.data())
+def test_exactly_takes_the_lowest_of_rows_evenly(score: torch.Tensor, data: st.DataObject) -> None:
+    num_pruned = data.draw(st.integers(0, score.numel()))
+    mask = Exactly(num_pruned).prune_rows(score)
+    assert mask.tolist() == evenly(score, num_pruned)
+    assert mask.sum() == num_pruned
+
+
+@QUICK
+@given(matrices(), st.data())
+def test_exactly_takes_the_lowest_of_the_whole(score: torch.Tensor, data: st.DataObject) -> None:
+    num_pruned = data.draw(st.integers(0, score.numel()))
+    mask = Exactly(num_pruned).prune_whole(score)
+    assert mask.flatten().tolist() == oracles.lowest(score.flatten().tolist(), num_pruned)
+    assert mask.sum() == num_pruned
+
+
+@QUICK
+@given(matrices(), st.integers(1, 16), st.data())
+def test_exactly_takes_a_share_of_every_block_of_columns(score: torch.Tensor, width: int, data: st.DataObject) -> None:
+    inputs = score.shape[1]
+    num_pruned = data.draw(st.integers(0, score.numel()))
+    pruned = 0
+    for start in range(0, inputs, width):
+        stop = min(start + width, inputs)
+        mask = Exactly(num_pruned).of_columns(start, stop, inputs).prune_whole(score[:, start:stop])
+        assert abs(int(mask.sum()) - num_pruned * (stop - start) / inputs) < 1
+        pruned += int(mask.sum())
+    assert pruned == num_pruned
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
+def test_a_share_is_the_same_in_every_block_of_columns(pattern: Unstructured | NM) -> None:
+    assert pattern.of_columns(128, 200, 200) == pattern
+
+
+def test_fewer_than_none_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^num_pruned must be at least 0, not -1$"):
+        Exactly(-1)
 
 
 @pytest.mark.parametrize(("n", "m", "sparsity"), [(2, 4, 0.5), (4, 8, 0.5), (1, 4, 0.75), (3, 4, 0.25)])

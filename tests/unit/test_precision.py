@@ -49,7 +49,7 @@ def walked(
         tiny.tokens(6),
         pattern or Unstructured(0.5),
         PRUNERS[method],
-        Barber(alpha=ALPHA),
+        [Barber(alpha=ALPHA)],
         CPU,
         4,
         precision=precision or Precision(),
@@ -174,7 +174,7 @@ def test_linears_and_gradients_have_the_precision_that_was_asked_for(
     for linear in Decoder(model).linears:
         linear.module.register_forward_hook(see)
     walk = Walk(
-        model, tiny.tokens(), Unstructured(0.5), Wanda(), Barber(), CPU, 4, precision=precision, schedule=schedule
+        model, tiny.tokens(), Unstructured(0.5), Wanda(), [Barber()], CPU, 4, precision=precision, schedule=schedule
     )
     list(walk)
     forward, gradient = (getattr(torch, kind) for kind in (precision.forward, precision.gradient))
@@ -296,7 +296,7 @@ def test_weights_that_sparsegpt_updated_are_rounded_once(precision: Precision) -
     """From float32 to the model's dtype, whatever the precision of the products."""
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny.model("llama").to(dtype)
-        walk = Walk(model, tiny.tokens(), Unstructured(0.5), SparseGPT(), None, CPU, 4, precision=precision)
+        walk = Walk(model, tiny.tokens(), Unstructured(0.5), SparseGPT(), [], CPU, 4, precision=precision)
         final = {linear.name: linear.final.weight_OI for block in walk for linear in block.linears}
         for linear in Decoder(model).linears:
             assert torch.equal(linear.weight_OI, final[linear.name].to(dtype)), linear.name

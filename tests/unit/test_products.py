@@ -206,7 +206,7 @@ def test_a_walk_has_the_masks_of_torchs_own_linears(
     """Up to a few scores that are equal but for their last bits: none here, a thousandth of all elsewhere."""
 
     def linears() -> dict[str, LinearResult]:
-        walk = Walk(tiny.model(family), tiny.tokens(), Unstructured(0.5), pruner, Barber(alpha=0.5), CPU, 4)
+        walk = Walk(tiny.model(family), tiny.tokens(), Unstructured(0.5), pruner, [Barber(alpha=0.5)], CPU, 4)
         return {linear.name: linear for block in walk for linear in block.linears}
 
     fast = linears()

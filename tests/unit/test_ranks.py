@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -13,12 +14,26 @@ import torch
 from torch import distributed
 from transformers import AutoModelForCausalLM
 
-from barber import NM, Barber, Magnitude, NumericsError, SparseGPT, Unstructured, UserError, Wanda, models, prune
+from barber import (
+    NM,
+    Barber,
+    LeastSquares,
+    Magnitude,
+    NumericsError,
+    SparseGPT,
+    Swaps,
+    Unstructured,
+    UserError,
+    Wanda,
+    models,
+    prune,
+)
 from barber.models import RandomModel
 from barber.patterns import Pattern
 from barber.precision import Precision
 from barber.pruners import Pruner
 from barber.ranks import ALONE, Ranks, joined, local_device
+from barber.rebuild import Rebuild
 from barber.statistics import Hessian, InputStatistic, MeanSquaredGradient, SecondMoment
 from barber.walk import BlockResult, Schedule
 from tests import tiny
@@ -43,7 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results_of(
-    method: str, pattern_name: str, schedule: Schedule, precision: Precision | None = None
+    method: str,
+    pattern_name: str,
+    schedule: Schedule,
+    precision: Precision | None = None,
+    rebuild: Rebuild | Sequence[Rebuild] = Barber(alpha=ALPHA),  # noqa: B008 (frozen)
 ) -> dict[str, torch.Tensor]:
     """Masks, weights and losses of a tiny llama, however many processes there are."""
     found: dict[str, torch.Tensor] = {}
@@ -62,7 +81,7 @@ def results_of(
         tiny.tokens(NUM_SAMPLES, seed=2),
         pattern=PATTERNS[pattern_name],
         pruner=PRUNERS[method],
-        rebuild=Barber(alpha=ALPHA),
+        rebuild=rebuild,
         batch_size=2,
         schedule=schedule,
         precision=precision,
@@ -271,3 +290,27 @@ def test_processes_share_samples_in_bfloat16_too(folder: Path) -> None:
     for name, losses in alone.items():
         if name.startswith("loss"):
             assert math.isclose(losses[1], first[name][1], rel_tol=0.02)
+
+
+following_results = partial(
+    results_of, "wanda", "unstructured", "paper", rebuild=[Swaps(follow=0.5), LeastSquares(steps=2, follow=1.0)]
+)
+
+
+def following_results_of_a_process() -> dict[str, torch.Tensor]:
+    with joined():
+        return following_results()
+
+
+def test_processes_follow_the_dense_model_as_one_does(folder: Path) -> None:
+    outcomes = launch(following_results_of_a_process, size=2, folder=folder / "following")
+    first, second = (outcome.result for outcome in outcomes)
+    assert first is not None, outcomes
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    alone = following_results()
+    assert alone.keys() == first.keys()
+    for name, tensor in alone.items():
+        if "mask" in name:
+            assert torch.equal(first[name], tensor), name
+        else:
+            torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-5)

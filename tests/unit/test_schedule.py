@@ -173,7 +173,7 @@ def walked(
         tokens(),
         pattern,
         pruner,
-        rebuild,
+        [rebuild] if rebuild else [],
         torch.device("cpu"),
         batch_size,
         schedule=schedule,
@@ -354,14 +354,14 @@ def test_gradients_are_taken_at_the_dense_weights(
     """
     seen: dict[str, list[dict[str, torch.Tensor]]] = {"paper": [], "interleaved": []}
     for schedule, found in seen.items():
-        exchange = Walk._exchange
+        rebuild = Barber.rebuild
 
-        def note(walk: Walk, work: Any, block: Any, rebuild: Any, evidence: Any, found=found, exchange=exchange):
+        def note(self: Barber, dense: Any, pruned: Any, evidence: Any, pattern: Any, found=found, rebuild=rebuild):
             found.append(dict(evidence.gradient_OI))
-            return exchange(walk, work, block, rebuild, evidence)
+            return rebuild(self, dense, pruned, evidence, pattern)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Walk, "_exchange", note)
+            patch.setattr(Barber, "rebuild", note)
             walked(
                 tiny.model(family),
                 Unstructured(0.5),

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from barber.ranks import Ranks
 from barber.statistics import (
     AllFed,
     Hessian,
     MeanSquaredGradient,
+    Moments,
     SecondMoment,
     observing_inputs,
     observing_outputs,
@@ -65,6 +67,51 @@ def test_the_second_moment_has_the_same_bits_for_any_batch_size(batch_size: int)
 
 
 @batch_sizes
+def test_the_moments_are_those_of_all_tokens(batch_size: int) -> None:
+    x = inputs() + torch.arange(INPUTS)  # inputs that are far from zero for how much they vary, too
+    statistic = Moments(NUM_SAMPLES)
+    for batch in in_batches(x, batch_size):
+        statistic.add(batch.flatten(0, 1))
+    tokens_TI = x.double().flatten(0, 1).numpy()
+    total_I, variance_I, squares_I = statistic.value().numpy()
+    np.testing.assert_allclose(total_I, tokens_TI.sum(axis=0) / NUM_SAMPLES, rtol=1e-6)
+    np.testing.assert_allclose(variance_I, tokens_TI.var(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(squares_I, (tokens_TI**2).sum(axis=0) / NUM_SAMPLES, rtol=1e-6)
+    whole = Moments(NUM_SAMPLES)
+    whole.add(x.flatten(0, 1))
+    torch.testing.assert_close(statistic.value(), whole.value(), rtol=2e-7, atol=0)
+
+
+def test_the_moments_of_processes_with_unequal_shares_are_those_of_one() -> None:
+    x = inputs() + 1
+
+    class Two(Ranks):
+        def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor + others.pop()
+
+    others: list[torch.Tensor] = []
+    mine, other, whole = Moments(NUM_SAMPLES), Moments(NUM_SAMPLES), Moments(NUM_SAMPLES)
+    mine.add(x[:3].flatten(0, 1))
+    other.add(x[3:].flatten(0, 1))
+    whole.add(x.flatten(0, 1))
+
+    class Listening(Ranks):
+        def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+            others.append(tensor)
+            return tensor
+
+    other.value(Listening())
+    torch.testing.assert_close(mine.value(Two()), whole.value(), rtol=2e-7, atol=0)
+
+
+def test_an_input_that_never_changes_has_no_variance() -> None:
+    statistic = Moments(2)
+    for _ in range(3):
+        statistic.add(torch.full((50, 4), 0.1))
+    assert (statistic.value()[1] < 1e-15).all() and (statistic.value()[1] >= 0).all()
+
+
+@batch_sizes
 def test_the_hessian_is_twice_the_mean_outer_product(batch_size: int) -> None:
     x = inputs()
     statistic = Hessian(NUM_SAMPLES)
@@ -76,7 +123,7 @@ def test_the_hessian_is_twice_the_mean_outer_product(batch_size: int) -> None:
 
 def test_asking_a_statistic_for_its_value_does_not_use_it_up() -> None:
     """SparseGPT changes the Hessian that it is given."""
-    for statistic in (SecondMoment(NUM_SAMPLES), Hessian(NUM_SAMPLES)):
+    for statistic in (SecondMoment(NUM_SAMPLES), Hessian(NUM_SAMPLES), Moments(NUM_SAMPLES)):
         statistic.add(inputs().flatten(0, 1))
         first = statistic.value().clone()
         statistic.value().zero_()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from barber import NM, Magnitude, SparseGPT, Swaps, Unstructured, UserError, Wanda, prune
 from barber.decoder import Decoder
 from barber.patterns import Pattern
+from barber.pruners import Pruned
 from barber.rebuild import Evidence
 from barber.rebuild.swaps import exchange_exactly
 from tests import tiny
@@ -137,9 +138,104 @@ def test_nothing_to_do_is_refused(field: str) -> None:
 def test_the_method_gives_masks_of_the_pattern_and_counts_pairs(pattern: Pattern) -> None:
     weight_OI, gram_II, mask_OI = case(4, pattern=pattern)
     evidence = Evidence(inputs={"linear": gram_II})
-    found = Swaps().rebuild({"linear": weight_OI}, {"linear": mask_OI}, evidence, pattern)["linear"]
-    assert found.num_exchanged == (mask_OI & ~found.mask_OI).sum() or found.num_exchanged > 0
-    assert (error_of(weight_OI, gram_II, found.mask_OI) < error_of(weight_OI, gram_II, mask_OI)).any()
+    pruned = {"linear": Pruned.masking(weight_OI + 1, mask_OI)}
+    found = Swaps().rebuild({"linear": weight_OI}, pruned, evidence, pattern)["linear"]
+    after_OI = found.pruned.mask_OI
+    assert found.num_exchanged == (mask_OI & ~after_OI).sum() or found.num_exchanged > 0
+    assert torch.equal(found.pruned.weight_OI, weight_OI.masked_fill(after_OI, 0))  # the dense one, not what was given
+    assert (error_of(weight_OI, gram_II, after_OI) < error_of(weight_OI, gram_II, mask_OI)).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Following the dense model
+
+
+def drifting(seed: int, follow: float, pattern: Pattern | None) -> tuple[Case, torch.Tensor, Any]:
+    """A case, its D, and || W (x + f (x' - x)) - (W o M) x ||^2 of every row from the inputs themselves, in float64."""
+    weight_OI, _, mask_OI = case(seed, pattern=pattern)
+    generator = torch.Generator().manual_seed(seed + 1)
+    x_TI = torch.randn(12, weight_OI.shape[1], generator=generator, dtype=torch.float64)
+    x_TI = x_TI + 0.5 * x_TI.roll(1, dims=1)
+    dense_TI = x_TI + 0.7 * torch.randn(x_TI.shape, generator=generator) + 0.3 * x_TI.roll(1, dims=1)
+    gram_II, drift_II = (x_TI.T @ x_TI).float(), ((dense_TI - x_TI).T @ x_TI).float()
+
+    def loss(pruned_OI: torch.Tensor) -> torch.Tensor:
+        aim_OT = weight_OI.double() @ (x_TI + follow * (dense_TI - x_TI)).T
+        return (aim_OT - weight_OI.double().masked_fill(pruned_OI, 0) @ x_TI.T).square().sum(dim=1)
+
+    return (weight_OI, gram_II, mask_OI), drift_II, loss
+
+
+follows = pytest.mark.parametrize("follow", [0.3, 1.0])
+
+
+@follows
+@cells
+@settings(deadline=None)
+@given(seed=seeds)
+def test_the_first_exchange_that_follows_the_dense_model_is_the_best_of_all(
+    cell: int | None, follow: float, seed: int
+) -> None:
+    (weight_OI, gram_II, mask_OI), drift_II, loss = drifting(seed, follow, NM(2, 4) if cell else None)
+    offset_OI = follow * weight_OI @ drift_II
+    found_OI, count_O = exchange_exactly(weight_OI, gram_II, mask_OI, 1 if cell else 8, 1, cell, offset_OI)
+    before_O, after_O = loss(mask_OI), loss(found_OI)
+    for row in range(len(weight_OI)):
+        exchanges = pairs(mask_OI[row].tolist(), cell)
+        best = min(loss(swapped(mask_OI, row, p, q))[row].item() for p, q in exchanges)
+        if count_O[row]:  # one in a cell; in a row others may have followed in the same round
+            assert after_O[row] <= best + 1e-4 * before_O[row]
+        else:
+            assert best >= (1 - 1e-4) * before_O[row]
+
+
+@follows
+@cells
+@settings(deadline=None)
+@given(seed=seeds, candidates=st.integers(1, 8))
+def test_no_round_raises_the_error_to_the_dense_model(
+    cell: int | None, follow: float, seed: int, candidates: int
+) -> None:
+    (weight_OI, gram_II, mask_OI), drift_II, loss = drifting(seed, follow, NM(2, 4) if cell else None)
+    error_O = loss(mask_OI)
+    for rounds in range(1, 5):
+        found_OI, _ = exchange_exactly(
+            weight_OI, gram_II, mask_OI, candidates, rounds, cell, follow * weight_OI @ drift_II
+        )
+        now_O = loss(found_OI)
+        assert (now_O <= error_O * (1 + 1e-5)).all()
+        assert torch.equal(found_OI.sum(dim=1), mask_OI.sum(dim=1))
+        error_O = now_O
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
+def test_the_method_follows_by_the_share_that_it_is_told(pattern: Pattern) -> None:
+    (weight_OI, gram_II, mask_OI), drift_II, loss = drifting(5, 0.8, pattern)
+    evidence = Evidence(inputs={"linear": gram_II}, drift={"linear": drift_II})
+    pruned = {"linear": Pruned.masking(weight_OI, mask_OI)}
+    error = {}
+    for follow in (0.0, 0.8):
+        step = Swaps(candidates=8, follow=follow)
+        assert step.follows_dense == (follow > 0)
+        found = step.rebuild({"linear": weight_OI}, pruned, evidence, pattern)["linear"]
+        error[follow] = loss(found.pruned.mask_OI).sum()
+    assert error[0.8] < error[0.0]
+
+
+def test_a_drift_that_is_no_number_is_found_out() -> None:
+    """The score is what the run checks."""
+    weight_OI, gram_II, mask_OI = case(6)
+    drift_II = torch.full_like(gram_II, torch.nan)
+    evidence = Evidence(inputs={"linear": gram_II}, drift={"linear": drift_II})
+    pruned = {"linear": Pruned.masking(weight_OI, mask_OI)}
+    found = Swaps(follow=1).rebuild({"linear": weight_OI}, pruned, evidence, Unstructured(0.5))["linear"]
+    assert found.score.isnan().any()
+
+
+@pytest.mark.parametrize("follow", [-0.1, 1.1, float("nan")])
+def test_a_share_of_the_drift_outside_0_to_1_is_refused(follow: float) -> None:
+    with pytest.raises(UserError, match=f"follow must be from 0 to 1, not {follow}"):
+        Swaps(follow=follow)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,12 +278,12 @@ def test_linears_that_share_their_input_share_its_statistic(monkeypatch: pytest.
     seen: list[dict[str, torch.Tensor]] = []
     rebuild = Swaps.rebuild
 
-    def note(self: Swaps, weight_OI: Any, mask_OI: Any, evidence: Evidence, pattern: Any) -> Any:
+    def note(self: Swaps, dense_OI: Any, pruned: Any, evidence: Evidence, pattern: Any) -> Any:
         seen.append(dict(evidence.inputs))
-        return rebuild(self, weight_OI, mask_OI, evidence, pattern)
+        return rebuild(self, dense_OI, pruned, evidence, pattern)
 
     monkeypatch.setattr(Swaps, "rebuild", note)
     weights_after()
-    attention, mlp = seen[0], seen[1]
-    assert len(attention) == 4 and len({id(gram_II) for gram_II in attention.values()}) == 2
-    assert len(mlp) == 3 and len({id(gram_II) for gram_II in mlp.values()}) == 2
+    # by themselves: q, k and v; o; gate and up; down
+    assert [len(gram_II) for gram_II in seen[:4]] == [3, 1, 2, 1]
+    assert all(len({id(gram_II) for gram_II in shared.values()}) == 1 for shared in seen)

@@ -82,7 +82,7 @@ def test_an_offline_run_holds_config_series_results_tables_and_plots(inputs: Pat
         "evals.seqlen=16",
         "evals=[perplexity,agreement]",
         "pruner=wanda",
-        "rebuild.alpha=0.3",
+        "rebuild.barber.alpha=0.3",
         "export=none",
         "tracker=wandb",
         "tracker.mode=offline",
@@ -96,7 +96,7 @@ def test_an_offline_run_holds_config_series_results_tables_and_plots(inputs: Pat
     found = read_back(folder)
     run = found["run"][0]
     assert run["display_name"].startswith("local_unstructured_wanda_barber ")
-    assert run["display_name"].endswith(" rebuild.alpha=0.3")
+    assert run["display_name"].endswith(" rebuild.barber.alpha=0.3")
     config = run["config"]["update"]
     assert {key: config[key] for key in kept["config"] if kept["config"][key] is not None} == {
         key: value for key, value in kept["config"].items() if value is not None
@@ -269,7 +269,7 @@ def test_a_name_tells_the_point_and_nothing_twice() -> None:
     overrides = [
         "pruner=wanda",
         "model=hub",
-        "rebuild.alpha=0.1",
+        "rebuild.barber.alpha=0.1",
         "calibration.path=/a/long/way/to/texts",
         "evals=[perplexity]",
         "hydra.run.dir=x",
@@ -278,8 +278,8 @@ def test_a_name_tells_the_point_and_nothing_twice() -> None:
         "seed=1",
     ]
     name = point("tiny_2of4_wanda_barber", record(overrides=overrides))
-    assert name == "tiny_2of4_wanda_barber model=hub rebuild.alpha=0.1 calibration.path=texts seed=1"
-    many = [f"rebuild.alpha_{number}=0.1" for number in range(20)] + ["seed=1"]
+    assert name == "tiny_2of4_wanda_barber model=hub rebuild.barber.alpha=0.1 calibration.path=texts seed=1"
+    many = [f"rebuild.barber.alpha_{number}=0.1" for number in range(20)] + ["seed=1"]
     long = point("name", record(overrides=many))
     assert len(long) <= 128 and long.startswith("name rebuild") and long.endswith(" seed=1")
     assert len(point("n" * 200, record())) == 128
@@ -357,7 +357,7 @@ def test_an_agent_runs_a_sweeps_command_offline(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv(name, "")
     agent = Agent(api=None, queue=None)
     agent._sweep_command = [words[0], sys.executable, "-m", "barber", *words[1:], *small, "${args_no_hyphens}"]
-    point_ = {"rebuild.alpha": {"value": 0.25}, "rebuild.granularity": {"value": "layer"}}
+    point_ = {"rebuild.barber.alpha": {"value": 0.25}, "rebuild.barber.granularity": {"value": "layer"}}
     agent._command_run({"type": "run", "run_id": "first", "program": "barber", "args": point_})
     process = agent._run_processes["first"]
     process.wait(timeout=120)
@@ -366,7 +366,7 @@ def test_an_agent_runs_a_sweeps_command_offline(tmp_path: Path, monkeypatch: pyt
     found, kept = read_back(offline_folder(run)), record_of(run)
     assert (found["run"][0]["sweep_id"], found["run"][0]["run_id"]) == ("swept", "first")
     config = found["run"][0]["config"]["update"]
-    assert config["rebuild.alpha"] == config["rebuild"]["alpha"] == 0.25
-    assert config["rebuild"]["granularity"] == "layer"
+    assert config["rebuild.barber.alpha"] == config["rebuild"]["barber"]["alpha"] == 0.25
+    assert config["rebuild"]["barber"]["granularity"] == "layer"
     loss = kept["results"]["rebuilt"]["perplexity"]["heldout"]["nll_per_token"]
     assert summary_of(found)[sweep["metric"]["name"]] == pytest.approx(loss, rel=1e-9)

@@ -48,7 +48,7 @@ def tokens() -> torch.Tensor:
 def walk(
     model: PreTrainedModel, pattern: Pattern, pruner: Pruner, rebuild: Barber | None, batch_size: int = 4
 ) -> list[BlockResult]:
-    return list(Walk(model, tokens(), pattern, pruner, rebuild, torch.device("cpu"), batch_size))
+    return list(Walk(model, tokens(), pattern, pruner, [rebuild] if rebuild else [], torch.device("cpu"), batch_size))
 
 
 def linears(results: list[BlockResult]) -> dict[str, LinearResult]:

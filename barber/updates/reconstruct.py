@@ -1,0 +1,79 @@
+"""Block-wise reconstruction: train the kept weights of one block at a time towards the dense block's outputs.
+
+"A Free Lunch in LLM Compression", arXiv 2510.14444: AdamW on the squared error of an attention or MLP block's output.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from barber.errors import UserError
+from barber.patterns import Pattern
+from barber.pruners import Pruned
+from barber.rebuild.base import Evidence, Rebuilt
+from barber.statistics import InputStatistic
+from barber.tensors import Tensor, batches
+from barber.updates.base import held
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """AdamW on the kept weights of all linears of a block together, from the weights as they are so far.
+
+    The learning rate falls linearly to zero; there is no weight decay. Samples come in their order, so that every
+    process takes the same steps.
+
+    Args:
+        learning_rate: of the first step; about what a weight changes by in it.
+        batch_size: samples a step.
+        epochs: how often all samples are gone through.
+        follow: the share of the drift from the dense model's residual stream that the block's output is to make up for.
+    """
+
+    learning_rate: float = 1e-5
+    batch_size: int = 2
+    epochs: int = 1
+    follow: float = 0.0
+
+    statistic: ClassVar[type[InputStatistic] | None] = None
+    needs_gradient: ClassVar[bool] = False
+    passes: ClassVar[int] = 1
+    tries: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise UserError(f"must be above 0, not {self.learning_rate}", field="learning_rate")
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"must be at least 1, not {getattr(self, name)}", field=name)
+        if not 0 <= self.follow <= 1:
+            raise UserError(f"must be from 0 to 1, not {self.follow}", field="follow")
+
+    @property
+    def follows_dense(self) -> bool:
+        """Where there is a share to make up for."""
+        return self.follow > 0
+
+    def check(self, pattern: Pattern) -> None:
+        """Every pattern is allowed."""
+
+    def rebuild(
+        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
+    ) -> dict[str, Rebuilt]:
+        """New weights of all linears of the block."""
+        trial = evidence.trial
+        assert trial is not None
+        weight_OI = {name: linear.weight_OI.clone() for name, linear in pruned.items()}
+        steps = [*batches(trial.num_samples, self.batch_size)] * self.epochs
+        optimiser = torch.optim.AdamW(weight_OI.values(), lr=self.learning_rate, weight_decay=0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / len(steps))
+        for samples in steps:
+            _, gradient_OI = trial.gradient(weight_OI, samples, self.follow)
+            for name, linear in pruned.items():
+                # A weight whose gradient has always been zero does not move.
+                weight_OI[name].grad = gradient_OI[name].masked_fill(linear.mask_OI, 0)
+            optimiser.step()
+            schedule.step()
+        return {name: held(linear.mask_OI, weight_OI[name].detach()) for name, linear in pruned.items()}

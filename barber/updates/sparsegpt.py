@@ -1,0 +1,67 @@
+"""SparseGPT's update of the kept weights, for a mask that some other method has chosen.
+
+Frantar and Alistarh, arXiv 2301.00774, algorithm 1, less its choice of the mask. All in float32.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from barber.errors import UserError
+from barber.patterns import Pattern
+from barber.pruners import Pruned
+from barber.pruners.sparsegpt import factor_inverse, prune_by_columns
+from barber.rebuild.base import Evidence, Rebuilt
+from barber.statistics import Hessian, InputStatistic
+from barber.tensors import Tensor
+from barber.updates.base import by_input, held, named
+
+
+@dataclass(frozen=True)
+class SparseGPTUpdate:
+    """Prune the dense weights column by column, spreading each column's error over the weights to its right.
+
+    It begins with the dense weights, whatever the step before made of them. As in the pruner, weights of inputs that
+    are always zero become zero.
+
+    Args:
+        damping: added to the Hessian's diagonal, as a share of the diagonal's mean.
+        block_size: columns that are pruned together before their error is spread over the rest; it changes no more
+            than the last bits.
+    """
+
+    damping: float = 0.01
+    block_size: int = 128
+
+    statistic: ClassVar[type[InputStatistic] | None] = Hessian
+    needs_gradient: ClassVar[bool] = False
+    follows_dense: ClassVar[bool] = False
+    passes: ClassVar[int] = 1
+    tries: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.damping >= 0:
+            raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+        if self.block_size < 1:
+            raise UserError(f"must be at least 1, not {self.block_size}", field="block_size")
+
+    def check(self, pattern: Pattern) -> None:
+        """Every pattern is allowed."""
+
+    def rebuild(
+        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
+    ) -> dict[str, Rebuilt]:
+        """New weights, each linear by itself.
+
+        Raises:
+            NumericsError: a Hessian cannot be inverted.
+        """
+        rebuilt = {}
+        for hessian_II, names in by_input(pruned, evidence.inputs):
+            with named(names[0]):
+                prepared = factor_inverse(hessian_II.clone(), self.damping, "update.sparsegpt.damping")
+            for name in names:
+                mask_OI = pruned[name].mask_OI
+                updated = prune_by_columns(dense_OI[name], prepared, mask_OI, self.block_size)
+                rebuilt[name] = held(mask_OI, updated.weight_OI)
+        return rebuilt
