@@ -279,6 +279,36 @@ def test_a_block_that_is_tried_has_the_loss_and_the_gradient_of_autograd() -> No
             torch.testing.assert_close(found["gradient"][1][f"{name}.{key}"], gradient_OI, rtol=1e-3, atol=1e-4 * scale)
 
 
+@dataclass(frozen=True)
+class FollowingLook(Look):
+    """Asks for the loss against outputs that make up for half of the drift."""
+
+    follows_dense: ClassVar[bool] = True
+
+    def rebuild(
+        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
+    ) -> dict[str, Rebuilt]:
+        assert evidence.trial is not None
+        self.found[next(iter(pruned))] = evidence.trial.gradient({}, slice(0, evidence.trial.num_samples), follow=0.5)
+        return {name: Rebuilt(linear, torch.tensor(0), linear.weight_OI) for name, linear in pruned.items()}
+
+
+def test_a_block_that_follows_aims_half_way_at_the_dense_models_residual_stream() -> None:
+    look, dense, sparse = FollowingLook(), tiny.model("llama"), tiny.model("llama")
+    prune(sparse, tiny.tokens(), pattern=PATTERN, pruner=Wanda(), rebuild=look, batch_size=4)
+    # what the stream is before the attention and the MLP of both layers, and after the last
+    norms = [f"model.layers.{layer}.{norm}" for layer in (0, 1) for norm in NORMS.values()] + ["model.norm"]
+    for number, (first, (loss, _)) in enumerate(look.found.items()):
+        block = first.rpartition(".")[0]
+        meant, before = fed_to(dense, norms[number + 1]), fed_to(sparse, norms[number])
+        errors = []
+        for call, meant_LD, before_LD in zip(calls_of(sparse, block), meant, before, strict=True):
+            y_dense, y_sparse = (output_of(model.get_submodule(block), call)[0] for model in (dense, sparse))
+            aim_LD = y_dense + 0.5 * (meant_LD - (before_LD + y_dense))
+            errors.append((y_sparse - aim_LD).square().mean())
+        assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_gradients_of_a_tried_block_may_be_more_precise_than_its_outputs(family: str) -> None:
     """The activations wait in bfloat16 then."""
