@@ -46,6 +46,8 @@ class ALPS:
         damping: added to the Hessian's diagonal, as a share of the diagonal's mean; before the inputs are normalised,
             so that a few large inputs make it heavy for all others.
         steps: conjugate gradients on the chosen mask.
+        follow: the share of the drift from the dense model that mask and weights make up for, from 0 to 1; not in
+            the paper.
     """
 
     choose: bool = True
@@ -53,10 +55,10 @@ class ALPS:
     rho: float = 0.1
     damping: float = 0.01
     steps: int = 10
+    follow: float = 0.0
 
     statistic: ClassVar[type[InputStatistic] | None] = Hessian
     needs_gradient: ClassVar[bool] = False
-    follows_dense: ClassVar[bool] = False
     passes: ClassVar[int] = 1
     tries: ClassVar[bool] = False
 
@@ -68,6 +70,13 @@ class ALPS:
             raise UserError(f"must be above 0, not {self.rho}", field="rho")
         if not self.damping >= 0:
             raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+        if not 0 <= self.follow <= 1:
+            raise UserError(f"must be from 0 to 1, not {self.follow}", field="follow")
+
+    @property
+    def follows_dense(self) -> bool:
+        """Where there is a share to make up for."""
+        return self.follow > 0
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
@@ -87,10 +96,12 @@ class ALPS:
                 search = _Search.of(gram_II) if self.choose else None
             for name in names:
                 before_OI = pruned[name].mask_OI
+                target_OI = dense_OI[name] @ gram_II
+                if self.follows_dense:
+                    target_OI += evidence.made_up_for(name, dense_OI[name], self.follow)
                 start = Pruned.masking(dense_OI[name], before_OI)
                 if search is not None:
-                    start = search.run(dense_OI[name], before_OI, pattern, self.rho, self.iterations)
-                target_OI = dense_OI[name] @ gram_II
+                    start = search.run(dense_OI[name], target_OI, before_OI, pattern, self.rho, self.iterations)
                 weight_OI = solve_kept(start.weight_OI, target_OI, gram_II, start.mask_OI, self.steps)
                 num_exchanged = (before_OI & ~start.mask_OI).sum()
                 rebuilt[name] = Rebuilt(Pruned(start.mask_OI, weight_OI), num_exchanged, weight_OI)
@@ -121,10 +132,14 @@ class _Search:
             raise NumericsError("the Hessian of the inputs has no eigenvalues: it is NaN or infinite") from error
         return cls(gram_II, norm_I, eigenvalues_I.clamp(min=0), eigenvectors_II)
 
-    def run(self, dense_OI: Tensor, mask_OI: Tensor, pattern: Pattern, rho: float, iterations: int) -> Pruned:
-        """A mask with as many pruned weights in every row or cell as the one given, and weights to go on with."""
-        dense_OI = dense_OI * self.norm_I
-        target_OI = dense_OI @ self.gram_II
+    def run(
+        self, dense_OI: Tensor, target_OI: Tensor, mask_OI: Tensor, pattern: Pattern, rho: float, iterations: int
+    ) -> Pruned:
+        """A mask with as many pruned weights in every row or cell as the one given, and weights to go on with.
+
+        The target is the product of the outputs that are aimed at with the inputs as they are.
+        """
+        dense_OI, target_OI = dense_OI * self.norm_I, target_OI / self.norm_I
         first = Pruned.masking(dense_OI, _project(dense_OI, mask_OI, pattern))
         kept, seen_OI = first, first.mask_OI
         dual_OI = torch.zeros_like(dense_OI)

@@ -1,6 +1,7 @@
 """Figures of perplexity over what was varied."""
 
 import itertools
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -94,7 +95,8 @@ def pareto(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
         axes.plot([x for x, _, _ in best], [y for _, y, _ in best], "o-", color=COLORS[0], markersize=5, linewidth=1.2)
         for i, (x, y, _) in enumerate(best, 1):
             axes.annotate(str(i), (x, y), (4, 4), textcoords="offset points", color=COLORS[0], fontweight="bold")
-        key = "\n".join(f"{i}  {name}" for i, (_, _, name) in enumerate(best, 1))
+        # a recipe of several steps has a long name
+        key = "\n".join(textwrap.fill(f"{i}  {name}", 46) for i, (_, _, name) in enumerate(best, 1))
         axes.text(0.97, 0.97, key, transform=axes.transAxes, ha="right", va="top", fontsize=7, color=COLORS[0])
         axes.set_xlabel("seconds of the walk")
         axes.margins(0.1, 0.15)

@@ -298,6 +298,19 @@ def test_following_the_dense_model_comes_closer_to_what_it_puts_out() -> None:
     assert errors[2] < 0.98 * errors[0]
 
 
+def test_a_search_that_follows_comes_closer_to_what_the_dense_model_would_give() -> None:
+    case = Case()
+    meant_TO = case.dense_x_TI @ case.weight_OI.T
+
+    def error(update: ALPS) -> float:
+        found = case.updated(update).pruned
+        assert torch.equal(found.mask_OI.sum(dim=1), case.pruned.mask_OI.sum(dim=1))
+        return (case.x_TI @ found.weight_OI.T - meant_TO).square().sum().item()
+
+    assert ALPS(follow=0.5).follows_dense
+    assert error(ALPS(follow=1.0)) < error(ALPS(follow=0.5)) < error(ALPS())
+
+
 def test_only_what_follows_the_dense_model_asks_for_it() -> None:
     assert LeastSquares(follow=0.5).follows_dense and Reconstruct(follow=0.5).follows_dense
     others = [LeastSquares(), SparseGPTUpdate(), ADMM(), ALPS(), Reconstruct()]
