@@ -39,3 +39,16 @@ def within(key: str) -> Iterator[None]:
     except UserError as error:
         field = f"{key}:" if error.field is None else f"{key}.{error.field}"
         raise UserError(error.message, field=field) from error
+
+
+def require_counts(component: object, *fields: str) -> None:
+    """Refuse a component whose fields are not all at least 1, by the field's name."""
+    for field in fields:
+        if getattr(component, field) < 1:
+            raise UserError(f"must be at least 1, not {getattr(component, field)}", field=field)
+
+
+def require_share(component: object, field: str) -> None:
+    """Refuse a component whose field is not from 0 to 1."""
+    if not 0 <= getattr(component, field) <= 1:
+        raise UserError(f"must be from 0 to 1, not {getattr(component, field)}", field=field)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Rebuilt
@@ -44,8 +44,7 @@ class DSnoT:
     tries: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.cycles < 1:
-            raise UserError(f"must be at least 1, not {self.cycles}", field="cycles")
+        require_counts(self, "cycles")
         if not self.threshold >= 0:
             raise UserError(f"must be at least 0, not {self.threshold}", field="threshold")
 

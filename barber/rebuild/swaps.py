@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from barber.errors import UserError
+from barber.errors import require_counts, require_share
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Rebuilt
@@ -57,11 +57,8 @@ class Swaps:
     tries: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"must be at least 1, not {getattr(self, name)}", field=name)
-        if not 0 <= self.follow <= 1:
-            raise UserError(f"must be from 0 to 1, not {self.follow}", field="follow")
+        require_counts(self, "candidates", "rounds")
+        require_share(self, "follow")
 
     @property
     def follows_dense(self) -> bool:

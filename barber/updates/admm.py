@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from barber.errors import NumericsError, UserError
+from barber.errors import NumericsError, UserError, require_counts
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Rebuilt
@@ -43,8 +43,7 @@ class ADMM:
     tries: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise UserError(f"must be at least 1, not {self.iterations}", field="iterations")
+        require_counts(self, "iterations")
         if not self.rho > 0:
             raise UserError(f"must be above 0, not {self.rho}", field="rho")
         if not self.damping >= 0:

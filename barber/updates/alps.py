@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from barber import masks
-from barber.errors import NumericsError, UserError
+from barber.errors import NumericsError, UserError, require_counts, require_share
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Rebuilt
@@ -63,15 +63,12 @@ class ALPS:
     tries: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"must be at least 1, not {getattr(self, name)}", field=name)
+        require_counts(self, "iterations", "steps")
         if not self.rho > 0:
             raise UserError(f"must be above 0, not {self.rho}", field="rho")
         if not self.damping >= 0:
             raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
-        if not 0 <= self.follow <= 1:
-            raise UserError(f"must be from 0 to 1, not {self.follow}", field="follow")
+        require_share(self, "follow")
 
     @property
     def follows_dense(self) -> bool:

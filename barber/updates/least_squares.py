@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from barber.errors import UserError
+from barber.errors import UserError, require_counts, require_share
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Rebuilt
@@ -48,12 +48,10 @@ class LeastSquares:
     tries: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"must be at least 1, not {self.steps}", field="steps")
+        require_counts(self, "steps")
         if not self.damping >= 0:
             raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
-        if not 0 <= self.follow <= 1:
-            raise UserError(f"must be from 0 to 1, not {self.follow}", field="follow")
+        require_share(self, "follow")
 
     @property
     def follows_dense(self) -> bool:

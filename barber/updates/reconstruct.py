@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from barber.errors import UserError
+from barber.errors import UserError, require_counts, require_share
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Rebuilt
@@ -45,11 +45,8 @@ class Reconstruct:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise UserError(f"must be above 0, not {self.learning_rate}", field="learning_rate")
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"must be at least 1, not {getattr(self, name)}", field=name)
-        if not 0 <= self.follow <= 1:
-            raise UserError(f"must be from 0 to 1, not {self.follow}", field="follow")
+        require_counts(self, "batch_size", "epochs")
+        require_share(self, "follow")
 
     @property
     def follows_dense(self) -> bool:

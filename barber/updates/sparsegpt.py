@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.pruners.sparsegpt import factor_inverse, prune_by_columns
@@ -42,8 +42,7 @@ class SparseGPTUpdate:
     def __post_init__(self) -> None:
         if not self.damping >= 0:
             raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
-        if self.block_size < 1:
-            raise UserError(f"must be at least 1, not {self.block_size}", field="block_size")
+        require_counts(self, "block_size")
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
