@@ -173,7 +173,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 @dataclass(frozen=True)
 class Packaged:
-    """A GGUF model inside an installed Python package, converted once and kept as a Hugging Face folder.
+    """A GGUF model inside installed Python packages, converted once and kept as a Hugging Face folder.
 
     The conversion takes half a minute; its result goes to `BARBER_CACHE`, by default ~/.cache/barber.
 
@@ -181,11 +181,14 @@ class Packaged:
         package: name of the Python package.
         file: the GGUF file in it.
         install: the command that installs the package, for the error message.
+        parts: PACKAGE/FILE in the order in which they make up the GGUF file, where a registry's limit on a package's
+            size has it cut; None: it is whole in `package`.
     """
 
     package: str
     file: str
     install: str
+    parts: Sequence[str] | None = None
 
     def __str__(self) -> str:
         return Path(self.file).stem
@@ -203,22 +206,25 @@ class Packaged:
         return self._folder().folder(scratch)
 
     def _folder(self) -> Pretrained:
-        spec = find_spec(self.package)
-        places = (spec.submodule_search_locations if spec else None) or []
-        gguf = next((path for place in places if (path := Path(place) / self.file).is_file()), None)
-        if gguf is None:
-            raise UserError(
-                f"needs the Python package {self.package}, install it with: {self.install}", field="package"
-            )
-        folder = cache_folder() / "models" / f"{gguf.stem}-{gguf.stat().st_size}"
+        parts = [self._find(part) for part in self.parts or [f"{self.package}/{self.file}"]]
+        size = sum(part.stat().st_size for part in parts)
+        folder = cache_folder() / "models" / f"{Path(self.file).stem}-{size}"
         if not folder.exists():
             if missing := [name for name in ("accelerate", "gguf") if find_spec(name) is None]:
                 raise UserError(
                     f'is a GGUF model and needs {missing[0]}, install it with: pip install "llm-barber[demo]"',
                     field="package",
                 )
-            _convert_gguf(gguf, folder)
+            _convert_gguf(parts, Path(self.file).name, folder)
         return Pretrained(str(folder), local=True)
+
+    def _find(self, part: str) -> Path:
+        package, _, file = part.partition("/")
+        spec = find_spec(package)
+        places = (spec.submodule_search_locations if spec else None) or []
+        if found := next((path for place in places if (path := Path(place) / file).is_file()), None):
+            return found
+        raise UserError(f"needs the Python package {package}, install it with: {self.install}", field="package")
 
 
 @dataclass(frozen=True)
@@ -326,19 +332,28 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     save_configs(model, folder)
 
 
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into a Hugging Face folder, which appears whole or not at all."""
-    log.info("Converting %s to %s, once; this takes half a minute.", gguf.name, folder)
+def _convert_gguf(parts: Sequence[Path], name: str, folder: Path) -> None:
+    """Dequantise a GGUF file into a Hugging Face folder, which appears whole or not at all.
+
+    Args:
+        parts: the file, or the pieces it was cut into.
+        name: what it is called.
+        folder: where the model goes.
+    """
+    log.info("Converting %s to %s, once; this takes half a minute.", name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.unfinished-"))
     try:
+        gguf = parts[0] if len(parts) == 1 else _joined(parts, unfinished / name)
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         model.hf_quantizer = None  # the weights are plain floats now; with it save_pretrained refuses
         del model.config.quantization_config
-        model.config._name_or_path = gguf.stem
+        model.config._name_or_path = Path(name).stem
         _save(model, unfinished)
         AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
+        if len(parts) > 1:
+            gguf.unlink()
         try:
             unfinished.rename(folder)
         except OSError:
@@ -346,3 +361,11 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _joined(parts: Sequence[Path], file: Path) -> Path:
+    with file.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, whole)
+    return file

@@ -203,7 +203,7 @@ def models_written(folder: Path) -> list[dict[str, torch.Tensor]]:
             mock.patch.object(models.AutoModelForCausalLM, "from_pretrained", return_value=made),
             mock.patch.object(models.AutoTokenizer, "from_pretrained"),
         ):
-            models._convert_gguf(Path("model.gguf"), folder / f"converted-{ranks.rank}")
+            models._convert_gguf([Path("model.gguf")], "model.gguf", folder / f"converted-{ranks.rank}")
         random = RandomModel("llama", {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1})
         random.folder(folder / f"random-{ranks.rank}")
     folders = [folder / f"{kind}-{ranks.rank}" for kind in ("converted", "random")]
