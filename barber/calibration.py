@@ -16,7 +16,16 @@ from barber.cache import Cache
 from barber.errors import UserError
 from barber.sources import DataSet
 from barber.tensors import Tensor
-from barber.texts import Corpus, OfflineText, Text, TextFiles, read_token_file, tokenise
+from barber.texts import (
+    Corpus,
+    OfflineText,
+    Text,
+    TextFiles,
+    leading_bos,
+    read_token_file,
+    tokenise,
+    without_leading,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class TextWindows:
         seqlen: tokens of a window.
         seed: seed of the drawing, independent of every other.
         save: a safetensors file to keep the samples in, readable by `calibration=tokens`; None: nowhere.
+        bos: begin every window with the tokenizer's beginning-of-sequence token, which counts as one of its tokens.
     """
 
     text: Text
@@ -70,21 +80,25 @@ class TextWindows:
     seqlen: int = 2048
     seed: int = 0
     save: str | None = None
+    bos: bool = False
 
     def __post_init__(self) -> None:
         _check_windows(self.nsamples, self.seqlen, self.save)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
         text = self.text.tokens(tokenizer, cache)
-        count = len(text.tokens_T)
-        if count < self.seqlen:
+        bos_B = leading_bos(tokenizer, self.bos)
+        tokens_T = without_leading(text.tokens_T, bos_B)
+        length = self.seqlen - len(bos_B)
+        if len(tokens_T) < length:
+            most = len(tokens_T) + len(bos_B)
             raise UserError(
-                f"must be at most {count}, the tokens of the text ({text.source}), not {self.seqlen}", field="seqlen"
+                f"must be at most {most}, the tokens of the text ({text.source}), not {self.seqlen}", field="seqlen"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        starts = torch.randint(count - self.seqlen + 1, (self.nsamples,), generator=generator)
-        tokens_NL = torch.stack([text.tokens_T[start : start + self.seqlen] for start in starts.tolist()])
-        return CalibrationSet(tokens_NL, text.source, self.seed)
+        starts = torch.randint(len(tokens_T) - length + 1, (self.nsamples,), generator=generator)
+        windows = [torch.cat([bos_B, tokens_T[start : start + length]]) for start in starts.tolist()]
+        return CalibrationSet(torch.stack(windows), text.source, self.seed)
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ class DocumentWindows:
         seqlen: tokens of a window.
         seed: seed of the drawing, independent of every other.
         save: a safetensors file to keep the samples in, readable by `calibration=tokens`; None: nowhere.
+        bos: begin every window with the tokenizer's beginning-of-sequence token, which counts as one of its tokens.
     """
 
     data: DataSet
@@ -104,12 +119,15 @@ class DocumentWindows:
     seqlen: int = 2048
     seed: int = 0
     save: str | None = None
+    bos: bool = False
 
     def __post_init__(self) -> None:
         _check_windows(self.nsamples, self.seqlen, self.save)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
         rows = self.data.rows()
+        bos_B = leading_bos(tokenizer, self.bos)
+        length = self.seqlen - len(bos_B)
         generator = torch.Generator().manual_seed(self.seed)
         # Documents that turned out too short are not drawn again: an endless search ends, the chances are the same.
         candidates = list(range(len(rows.texts)))
@@ -118,18 +136,19 @@ class DocumentWindows:
         while len(windows) < self.nsamples:
             if not candidates:
                 raise UserError(
-                    f"must be below {longest}, the tokens of the longest document in {rows.source}, not {self.seqlen}",
+                    f"must be below {longest + len(bos_B)}, the tokens of the longest document in {rows.source}, "
+                    f"not {self.seqlen}",
                     field="seqlen",
                 )
             drawn = _draw(len(candidates), generator)
-            tokens_T = tokenise(rows.texts[candidates[drawn]], tokenizer)
+            tokens_T = without_leading(tokenise(rows.texts[candidates[drawn]], tokenizer), bos_B)
             longest = max(longest, len(tokens_T))
-            if len(tokens_T) <= self.seqlen:
+            if len(tokens_T) <= length:
                 candidates[drawn] = candidates[-1]
                 candidates.pop()
                 continue
-            start = _draw(len(tokens_T) - self.seqlen + 1, generator)
-            windows.append(tokens_T[start : start + self.seqlen])
+            start = _draw(len(tokens_T) - length + 1, generator)
+            windows.append(torch.cat([bos_B, tokens_T[start : start + length]]))
         return CalibrationSet(torch.stack(windows), rows.source, self.seed)
 
 
@@ -170,9 +189,11 @@ class TokenSamples:
         return CalibrationSet(tokens_NL[: self.nsamples, : self.seqlen], f"token ids of {self.path}")
 
 
-def offline(nsamples: int = 128, seqlen: int = 2048, seed: int = 0, save: str | None = None) -> TextWindows:
+def offline(
+    nsamples: int = 128, seqlen: int = 2048, seed: int = 0, save: str | None = None, bos: bool = False
+) -> TextWindows:
     """Windows of the Wikipedia articles that need no download."""
-    return TextWindows(OfflineText("calibration"), nsamples, seqlen, seed, save)
+    return TextWindows(OfflineText("calibration"), nsamples, seqlen, seed, save, bos)
 
 
 def text(
@@ -182,9 +203,10 @@ def text(
     seqlen: int = 2048,
     seed: int = 0,
     save: str | None = None,
+    bos: bool = False,
 ) -> TextWindows:
     """Windows of the user's own text files."""
-    return TextWindows(TextFiles(path, column), nsamples, seqlen, seed, save)
+    return TextWindows(TextFiles(path, column), nsamples, seqlen, seed, save, bos)
 
 
 def hub(
@@ -202,6 +224,7 @@ def hub(
     seqlen: int = 2048,
     seed: int = 0,
     save: str | None = None,
+    bos: bool = False,
 ) -> TextWindows | DocumentWindows:
     """Windows of a data set of the Hugging Face hub.
 
@@ -209,12 +232,12 @@ def hub(
         windows: `document`: each inside one row; `text`: anywhere in the rows joined with the separator.
         separator: of the rows, for `text`.
         dataset, split, column, config, revision, files, local, data_dir: as in `DataSet`.
-        nsamples, seqlen, seed, save: as in `TextWindows`.
+        nsamples, seqlen, seed, save, bos: as in `TextWindows`.
     """
     data = DataSet(dataset, split, column, config, revision, files, local, data_dir)
     if windows == "document":
-        return DocumentWindows(data, nsamples, seqlen, seed, save)
-    return TextWindows(Corpus(data, separator), nsamples, seqlen, seed, save)
+        return DocumentWindows(data, nsamples, seqlen, seed, save, bos)
+    return TextWindows(Corpus(data, separator), nsamples, seqlen, seed, save, bos)
 
 
 def save_samples(samples: CalibrationSet, path: Path) -> None:

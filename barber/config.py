@@ -41,7 +41,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
         UserError: a value of the wrong type or out of range, by its full key.
     """
     # others take these
-    values = {key: value for key, value in config.items() if key not in ("metric", "data_dir", "objective")}
+    values = {key: value for key, value in config.items() if key not in ("metric", "data_dir", "bos", "objective")}
     # components take over some of them (${seed}): a mistake is told by the key that it was made in
     _check(Experiment, {key: value for key, value in values.items() if not isinstance(value, dict)}, "")
     built = _call(Experiment, {key: build(value, key) for key, value in values.items()}, "")

@@ -205,6 +205,25 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None, cache: Cache 
     return _kept(cache.entry("tokens", facts), make)
 
 
+def leading_bos(tokenizer: PreTrainedTokenizerBase | None, wanted: bool) -> Tensor:
+    """What a window begins with before its text: the tokenizer's beginning-of-sequence token, (1,) int64, or nothing.
+
+    Raises:
+        UserError: it is wanted, and there is none.
+    """
+    if not wanted:
+        return torch.empty(0, dtype=torch.int64)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None:
+        raise UserError("must be false, the model's tokenizer has no beginning-of-sequence token", field="bos")
+    return torch.tensor([bos])
+
+
+def without_leading(tokens_T: Tensor, bos_B: Tensor) -> Tensor:
+    """A text without the BOS token that the tokenizer may have put before it, where every window gets its own."""
+    return tokens_T[1:] if len(bos_B) and torch.equal(tokens_T[:1], bos_B) else tokens_T
+
+
 def _kept(entry: Entry, make: Callable[[], Tensor]) -> Tensor:
     file = entry.folder / "tokens.safetensors"
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from barber.errors import UserError
 from barber.tensors import Tensor
-from barber.texts import Corpus, Text, Tokens
+from barber.texts import Corpus, Text, Tokens, leading_bos, without_leading
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,18 @@ class WindowProtocol:
         Raises:
             UserError: the text is shorter than one window, or there is no BOS token.
         """
-        tokens_T = found.tokens_T
-        content = self.seqlen
-        bos: int | None = None
-        if self.bos:
-            bos = getattr(tokenizer, "bos_token_id", None)
-            if bos is None:
-                raise UserError("must be false, the model's tokenizer has no beginning-of-sequence token", field="bos")
-            content -= 1
-            tokens_T = tokens_T[1:] if len(tokens_T) and tokens_T[0] == bos else tokens_T
+        bos_B = leading_bos(tokenizer, self.bos)
+        tokens_T = without_leading(found.tokens_T, bos_B)
+        content = self.seqlen - len(bos_B)
         if len(tokens_T) < content:
             raise UserError(
-                f"must be at most {len(tokens_T) + self.bos}, the tokens of the text ({found.source}), "
+                f"must be at most {len(tokens_T) + len(bos_B)}, the tokens of the text ({found.source}), "
                 f"not {self.seqlen}",
                 field="seqlen",
             )
         stride = min(self.stride or self.seqlen, content)
-        tokens_NL = tokens_T.unfold(0, content, stride)[: self._limit(text)]
-        if bos is not None:
-            tokens_NL = torch.cat([tokens_NL.new_full((len(tokens_NL), 1), bos), tokens_NL], dim=1)
+        tokens_NC = tokens_T.unfold(0, content, stride)[: self._limit(text)]
+        tokens_NL = torch.cat([bos_B.expand(len(tokens_NC), -1), tokens_NC], dim=1)
         return self._described(tokens_NL.contiguous(), stride, found, text)
 
     def _limit(self, text: Text) -> int | None:

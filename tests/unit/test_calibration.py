@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from barber import calibration
@@ -350,6 +351,52 @@ def test_a_mistake_in_the_data_set_is_told_by_the_setting_that_is_wrong(
     data = documents(tmp_path, [LETTERS])
     made = calibration.hub("org/name", column="sentence", local=data.local, data_dir=data.data_dir, windows=how)
     assert complaint(lambda: made.sample(tokenizer)).startswith(f"column must be a column of {tmp_path}")
+
+
+# A token before every window
+
+
+def with_bos(own: bool) -> PreTrainedTokenizerBase:
+    """Bytes as ids, and a BOS token, which the tokenizer may put before a text by itself."""
+    made = bytes_as_ids()
+    made.add_special_tokens({"bos_token": "<s>"})
+    if own:
+        template = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", made.bos_token_id)])
+        made.backend_tokenizer.post_processor = template
+    return made
+
+
+@pytest.mark.parametrize("how", ["document", "text"])
+@pytest.mark.parametrize("own", [False, True], ids=["bare texts", "texts with BOS"])
+def test_every_sample_can_begin_with_bos_which_counts_as_one_of_its_tokens(tmp_path: Path, how: str, own: bool) -> None:
+    data, tokenizer = documents(tmp_path, [LETTERS]), with_bos(own)
+    place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 200, "seqlen": 5}
+    tokens_NL = calibration.hub("org/name", windows=how, bos=True, **place).sample(tokenizer).tokens_NL
+    assert tokens_NL.shape == (200, 5)
+    assert (tokens_NL[:, 0] == tokenizer.bos_token_id).all()
+    assert set(tokenizer.batch_decode(tokens_NL[:, 1:])) == {LETTERS[i : i + 4] for i in range(len(LETTERS) - 3)}
+
+
+@pytest.mark.parametrize("how", ["document", "text"])
+def test_bos_takes_the_place_of_a_token_where_a_text_is_short(tmp_path: Path, how: str) -> None:
+    data, tokenizer = documents(tmp_path, [DIGITS]), with_bos(own=True)
+    place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 3, "bos": True, "windows": how}
+    longest = len(DIGITS) + (how == "text")
+    assert calibration.hub("org/name", **place, seqlen=longest).sample(tokenizer).tokens_NL.shape == (3, longest)
+    sentence = complaint(lambda: calibration.hub("org/name", **place, seqlen=longest + 1).sample(tokenizer))
+    bound = "below" if how == "document" else "at most"
+    assert sentence.startswith(f"seqlen must be {bound} {len(DIGITS) + 1}, ")
+
+
+@pytest.mark.parametrize("how", ["document", "text"])
+def test_bos_is_refused_where_the_tokenizer_has_none(
+    tmp_path: Path, how: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data = documents(tmp_path, [LETTERS])
+    made = calibration.hub("org/name", bos=True, local=data.local, data_dir=data.data_dir, windows=how)
+    assert complaint(lambda: made.sample(tokenizer)) == (
+        "bos must be false, the model's tokenizer has no beginning-of-sequence token"
+    )
 
 
 # Kept samples

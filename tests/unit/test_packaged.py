@@ -1,5 +1,6 @@
 """A GGUF model that is cut into the pieces of several packages is put together before it is converted."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ CUTS = (0, 700, 1500, len(WHOLE))
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three packages, a piece of the file in each, and an empty cache."""
     places = tmp_path / "site"
-    for number, (start, end) in enumerate(zip(CUTS, CUTS[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(CUTS)):
         (places / f"piece_{number}" / "data").mkdir(parents=True)
         (places / f"piece_{number}" / "data" / f"model.part{number}").write_bytes(WHOLE[start:end])
     monkeypatch.syspath_prepend(str(places))
