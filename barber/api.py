@@ -154,7 +154,7 @@ def prune(
     forward, _ = (precision or Precision()).on(place)
     size = batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place)
     begin = checkpoint.num_finished if checkpoint is not None else 0
-    sets = SETS + (DENSE_SETS if any(step.follows_dense for step in steps) else 0)
+    sets = SETS + (DENSE_SETS if any(step.needs.dense for step in steps) else 0)
     shelf = Shelf(activations, place, forward.dtype, scratch, sets)
     if gradients is None and pruner.gradient == "loss" and (initial is None or not initial.complete):
         gradients = loss_gradients(model, tokens_BL.long(), weights or InMemory(model), place, size, shelf)

@@ -170,7 +170,7 @@ class Walk:
         shelf = self.shelf or Shelf("device", self.device, self._forward.dtype)
         # Out of inference mode, which the caller may be in: no gradient can be had there.
         with self.stopwatch("capture"), torch.inference_mode(False), torch.no_grad():
-            tries = any(step.tries for step in self.steps)
+            tries = any(step.needs.trial for step in self.steps)
             inputs = decoder.inputs(tokens_NL, self.batch_size, shelf, also=(1,) if tries else ())
             hidden = inputs.hidden
 
@@ -189,7 +189,7 @@ class Walk:
                 targets = shelf.empty(*hidden.shape)
                 rebuilt = copied() if self._two_streams else Stream(inputs, hidden, self.batch_size, room())
             self.streams = {"pruned": pruned.hidden, "rebuilt": rebuilt.hidden}
-            if any(step.follows_dense for step in self.steps):
+            if any(step.needs.dense for step in self.steps):
                 self._dense = copied()
                 self.streams["dense"] = self._dense.hidden
             if self.begin and self.restore is not None:
@@ -341,8 +341,8 @@ class Walk:
         Returns the linears with their new masks, and the block's losses with the initial and the rebuilt masks.
         """
         passes = self._passes
-        steps = [step for step in self.steps for _ in range(step.passes)]
-        with_gradient = steps[0].needs_gradient
+        steps = [step for step in self.steps for _ in range(step.needs.passes)]
+        with_gradient = steps[0].needs.gradient
         if self.pruner.statistic is not None and self._interleaves:
             observing = partial(self._observing, block.linears, stop=not self.keep_graphs)
             select = partial(self._select, work, block.linears)
@@ -355,11 +355,11 @@ class Walk:
         exchanged = Exchanged({linear.name: work.initial[linear.name] for linear in block.linears}, {})
         compared_anew = False
         for number, step in enumerate(steps):
-            if step.needs_gradient and number > 0:
+            if step.needs.gradient and number > 0:
                 compared = passes.compare(work, block, stream, with_gradient=True)
                 compared_anew = True
-            trial = BlockTrial(passes, work, block, stream, self._dense) if step.tries else None
-            if step.statistic is None:
+            trial = BlockTrial(passes, work, block, stream, self._dense) if step.needs.trial else None
+            if step.needs.statistic is None:
                 evidence = Evidence(compared.gradient_OI, trial=trial)
                 self._take(step, work, block, list(exchanged.final), evidence, exchanged)
                 continue
@@ -381,9 +381,9 @@ class Walk:
         self, step: Rebuild, work: LayerWork, block: Block, stage: Sequence[str], stream: Stream, last: str | None
     ) -> Evidence:
         """What a step wants to know of the inputs of linears that share them."""
-        assert step.statistic is not None
-        statistic = step.statistic(len(self.tokens_NL))
-        if not step.follows_dense:
+        assert step.needs.statistic is not None
+        statistic = step.needs.statistic(len(self.tokens_NL))
+        if not step.needs.dense:
             mean = self._passes.look_at_inputs(work, block, stage, stream, statistic)
             evidence = Evidence(inputs=dict.fromkeys(stage, mean))
         else:

@@ -6,7 +6,7 @@ decides, less its drifting sparsity (with alpha = 1 and with ties its thresholds
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -15,8 +15,7 @@ from barber.errors import UserError
 from barber.metrics import Metric, WeightGradient
 from barber.patterns import NM, Granularity, Pattern
 from barber.pruners import Pruned
-from barber.rebuild.base import Evidence, Rebuilt, Trial
-from barber.statistics import InputStatistic
+from barber.rebuild.base import Evidence, Needs, Rebuilt, Trial
 from barber.tensors import Tensor
 
 # What `auto` chooses from, ascending: the first one exchanges nothing, and wins where nothing else is better.
@@ -54,9 +53,6 @@ class Barber:
     metric: Metric = field(default_factory=WeightGradient)
     rounds: int = 1
 
-    statistic: ClassVar[type[InputStatistic] | None] = None
-    follows_dense: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         if self.alpha != "auto" and not 0 <= self.alpha <= 1:
             raise UserError(f"must be from 0 to 1, not {self.alpha}", field="alpha")
@@ -75,19 +71,9 @@ class Barber:
             )
 
     @property
-    def needs_gradient(self) -> bool:
-        """As the metric does."""
-        return self.metric.needs_gradient
-
-    @property
-    def passes(self) -> int:
-        """As many as rounds."""
-        return self.rounds
-
-    @property
-    def tries(self) -> bool:
-        """Where the block decides how much is exchanged."""
-        return self.alpha == "auto"
+    def needs(self) -> Needs:
+        """The gradient, where the metric does; the block, where that decides how much is exchanged."""
+        return Needs(gradient=self.metric.needs_gradient, trial=self.alpha == "auto", passes=self.rounds)
 
     def rebuild(
         self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern

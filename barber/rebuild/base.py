@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from barber.patterns import Pattern
 from barber.pruners import Pruned
@@ -52,7 +52,7 @@ class Evidence:
             what the dense model feeds the linear and x what it is fed now: (I, I). One tensor where inputs are one.
         residual: likewise, for linears whose output is added to the residual stream as it is: 2 (h' - h) x^T, with h'
             what the dense model has in the stream before that and h what is there now: (O, I).
-        trial: the block itself; only with `tries`.
+        trial: the block itself.
     """
 
     gradient_OI: Mapping[str, Tensor] = field(default_factory=dict)
@@ -90,33 +90,34 @@ class Rebuilt:
     score: Tensor
 
 
-class Rebuild(Protocol):
-    """A step: it exchanges pruned and kept weights of a block, or gives the kept ones new values.
+@dataclass(frozen=True)
+class Needs:
+    """What a step is given to go by.
 
-    `statistic` is what it needs of linears' inputs. A step that needs nothing else is given the linears that share
-    their input by themselves, the next ones being fed by their new weights; otherwise the block's all at once.
+    A step that needs a statistic of inputs is given the linears that share theirs by themselves, the next ones being
+    fed by their new weights; any other step is given the block's all at once.
+
+    Args:
+        statistic: of the linears' inputs.
+        gradient: of the block's output error, by the weights.
+        dense: what the dense model feeds the linears, too.
+        trial: the block, to run it.
+        passes: how often the step is taken, one time after the other.
     """
 
-    statistic: ClassVar[type[InputStatistic] | None]
+    statistic: type[InputStatistic] | None = None
+    gradient: bool = False
+    dense: bool = False
+    trial: bool = False
+    passes: int = 1
+
+
+class Rebuild(Protocol):
+    """A step: it exchanges pruned and kept weights of a block, or gives the kept ones new values."""
 
     @property
-    def needs_gradient(self) -> bool:
-        """Whether it needs the gradient of the block's output error."""
-        ...
-
-    @property
-    def follows_dense(self) -> bool:
-        """Whether it needs what the dense model feeds the linears."""
-        ...
-
-    @property
-    def passes(self) -> int:
-        """How often it is taken, one time after the other."""
-        ...
-
-    @property
-    def tries(self) -> bool:
-        """Whether it runs the block itself."""
+    def needs(self) -> Needs:
+        """What it goes by."""
         ...
 
     def check(self, pattern: Pattern) -> None:

@@ -6,15 +6,14 @@ implementation decides, but for N:M cells (see `DSnoT`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from barber.errors import UserError, require_counts
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruned
-from barber.rebuild.base import Evidence, Rebuilt
-from barber.statistics import InputStatistic, Moments
+from barber.rebuild.base import Evidence, Needs, Rebuilt
+from barber.statistics import Moments
 from barber.tensors import Tensor
 
 
@@ -37,16 +36,15 @@ class DSnoT:
     cycles: int = 50
     threshold: float = 0.1
 
-    statistic: ClassVar[type[InputStatistic] | None] = Moments
-    needs_gradient: ClassVar[bool] = False
-    follows_dense: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         require_counts(self, "cycles")
         if not self.threshold >= 0:
             raise UserError(f"must be at least 0, not {self.threshold}", field="threshold")
+
+    @property
+    def needs(self) -> Needs:
+        """Moments of the inputs."""
+        return Needs(Moments)
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""

@@ -16,7 +16,6 @@ a share f of that drift is made up for: the error is that of W (X + f (X' - X)),
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar
 
 import torch
 from torch.nn import functional
@@ -24,8 +23,8 @@ from torch.nn import functional
 from barber.errors import require_counts, require_share
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruned
-from barber.rebuild.base import Evidence, Rebuilt
-from barber.statistics import Hessian, InputStatistic
+from barber.rebuild.base import Evidence, Needs, Rebuilt
+from barber.statistics import Hessian
 from barber.tensors import Tensor
 
 # Of a row's error: what rounding alone could gain.
@@ -51,19 +50,14 @@ class Swaps:
     rounds: int = 50
     follow: float = 0.0
 
-    statistic: ClassVar[type[InputStatistic] | None] = Hessian
-    needs_gradient: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         require_counts(self, "candidates", "rounds")
         require_share(self, "follow")
 
     @property
-    def follows_dense(self) -> bool:
-        """Where there is a share to make up for."""
-        return self.follow > 0
+    def needs(self) -> Needs:
+        """The inputs' second moment; to follow, the dense model's inputs."""
+        return Needs(Hessian, dense=self.follow > 0)
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
@@ -76,7 +70,7 @@ class Swaps:
         rebuilt = {}
         for name, linear in pruned.items():
             weight_OI, score_SI = dense_OI[name], evidence.inputs[name]
-            offset_OI = evidence.made_up_for(name, weight_OI, self.follow) if self.follows_dense else None
+            offset_OI = evidence.made_up_for(name, weight_OI, self.follow) if self.follow else None
             mask_OI, count_O = exchange_exactly(
                 weight_OI, evidence.inputs[name], linear.mask_OI, self.candidates, self.rounds, cell, offset_OI
             )

@@ -6,15 +6,14 @@ normalisation and the ridge are those of the authors' code. All in float32.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from barber.errors import NumericsError, UserError, require_counts
 from barber.patterns import Pattern
 from barber.pruners import Pruned
-from barber.rebuild.base import Evidence, Rebuilt
-from barber.statistics import Hessian, InputStatistic
+from barber.rebuild.base import Evidence, Needs, Rebuilt
+from barber.statistics import Hessian
 from barber.tensors import Tensor
 from barber.updates.base import by_input, damped, held, named, normalised
 
@@ -36,18 +35,17 @@ class ADMM:
     rho: float = 1.0
     damping: float = 0.1
 
-    statistic: ClassVar[type[InputStatistic] | None] = Hessian
-    needs_gradient: ClassVar[bool] = False
-    follows_dense: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         require_counts(self, "iterations")
         if not self.rho > 0:
             raise UserError(f"must be above 0, not {self.rho}", field="rho")
         if not self.damping >= 0:
             raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+
+    @property
+    def needs(self) -> Needs:
+        """The inputs' second moment."""
+        return Needs(Hessian)
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""

@@ -5,7 +5,6 @@ Meng et al., arXiv 2406.07831, algorithm 1 and section 3.3; the rule for the pen
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -13,8 +12,8 @@ from barber import masks
 from barber.errors import NumericsError, UserError, require_counts, require_share
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruned
-from barber.rebuild.base import Evidence, Rebuilt
-from barber.statistics import Hessian, InputStatistic
+from barber.rebuild.base import Evidence, Needs, Rebuilt
+from barber.statistics import Hessian
 from barber.tensors import Tensor
 from barber.updates.base import by_input, damped, named, normalised
 from barber.updates.least_squares import solve_kept
@@ -57,11 +56,6 @@ class ALPS:
     steps: int = 10
     follow: float = 0.0
 
-    statistic: ClassVar[type[InputStatistic] | None] = Hessian
-    needs_gradient: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         require_counts(self, "iterations", "steps")
         if not self.rho > 0:
@@ -71,9 +65,9 @@ class ALPS:
         require_share(self, "follow")
 
     @property
-    def follows_dense(self) -> bool:
-        """Where there is a share to make up for."""
-        return self.follow > 0
+    def needs(self) -> Needs:
+        """The inputs' second moment; to follow, the dense model's inputs."""
+        return Needs(Hessian, dense=self.follow > 0)
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
@@ -94,7 +88,7 @@ class ALPS:
             for name in names:
                 before_OI = pruned[name].mask_OI
                 target_OI = dense_OI[name] @ gram_II
-                if self.follows_dense:
+                if self.follow:
                     target_OI += evidence.made_up_for(name, dense_OI[name], self.follow)
                 start = Pruned.masking(dense_OI[name], before_OI)
                 if search is not None:

@@ -10,15 +10,14 @@ step one product with H. A few steps from a good start do (as in ALPS, arXiv 240
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from barber.errors import UserError, require_counts, require_share
 from barber.patterns import Pattern
 from barber.pruners import Pruned
-from barber.rebuild.base import Evidence, Rebuilt
-from barber.statistics import Hessian, InputStatistic
+from barber.rebuild.base import Evidence, Needs, Rebuilt
+from barber.statistics import Hessian
 from barber.tensors import Tensor
 from barber.updates.base import by_input, damped, held
 
@@ -42,11 +41,6 @@ class LeastSquares:
     damping: float = 0.01
     follow: float = 0.0
 
-    statistic: ClassVar[type[InputStatistic] | None] = Hessian
-    needs_gradient: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         require_counts(self, "steps")
         if not self.damping >= 0:
@@ -54,9 +48,9 @@ class LeastSquares:
         require_share(self, "follow")
 
     @property
-    def follows_dense(self) -> bool:
-        """With `follow`."""
-        return self.follow > 0
+    def needs(self) -> Needs:
+        """The inputs' second moment; to follow, the dense model's inputs."""
+        return Needs(Hessian, dense=self.follow > 0)
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
@@ -70,7 +64,7 @@ class LeastSquares:
             gram_II = damped(hessian_II, self.damping)
             for name in names:
                 mask_OI, target_OI = pruned[name].mask_OI, dense_OI[name] @ gram_II
-                if self.follows_dense:
+                if self.follow:
                     target_OI += evidence.made_up_for(name, dense_OI[name], self.follow)
                 weight_OI = solve_kept(pruned[name].weight_OI, target_OI, gram_II, mask_OI, self.steps)
                 rebuilt[name] = held(mask_OI, weight_OI)

@@ -5,15 +5,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from barber.errors import UserError, require_counts, require_share
 from barber.patterns import Pattern
 from barber.pruners import Pruned
-from barber.rebuild.base import Evidence, Rebuilt
-from barber.statistics import InputStatistic
+from barber.rebuild.base import Evidence, Needs, Rebuilt
 from barber.tensors import Tensor, batches
 from barber.updates.base import held
 
@@ -37,11 +35,6 @@ class Reconstruct:
     epochs: int = 1
     follow: float = 0.0
 
-    statistic: ClassVar[type[InputStatistic] | None] = None
-    needs_gradient: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise UserError(f"must be above 0, not {self.learning_rate}", field="learning_rate")
@@ -49,9 +42,9 @@ class Reconstruct:
         require_share(self, "follow")
 
     @property
-    def follows_dense(self) -> bool:
-        """Where there is a share to make up for."""
-        return self.follow > 0
+    def needs(self) -> Needs:
+        """The block; to follow, the dense model's stream."""
+        return Needs(dense=self.follow > 0, trial=True)
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""

@@ -5,14 +5,13 @@ Frantar and Alistarh, arXiv 2301.00774, algorithm 1, less its choice of the mask
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from barber.errors import UserError, require_counts
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.pruners.sparsegpt import factor_inverse, prune_by_columns
-from barber.rebuild.base import Evidence, Rebuilt
-from barber.statistics import Hessian, InputStatistic
+from barber.rebuild.base import Evidence, Needs, Rebuilt
+from barber.statistics import Hessian
 from barber.tensors import Tensor
 from barber.updates.base import by_input, held, named
 
@@ -33,16 +32,15 @@ class SparseGPTUpdate:
     damping: float = 0.01
     block_size: int = 128
 
-    statistic: ClassVar[type[InputStatistic] | None] = Hessian
-    needs_gradient: ClassVar[bool] = False
-    follows_dense: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         if not self.damping >= 0:
             raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
         require_counts(self, "block_size")
+
+    @property
+    def needs(self) -> Needs:
+        """The inputs' second moment."""
+        return Needs(Hessian)
 
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""

@@ -14,8 +14,7 @@ from barber import Barber, LeastSquares, Reconstruct, Swaps, Unstructured, Wanda
 from barber.patterns import Pattern
 from barber.precision import Precision
 from barber.pruners import Pruned
-from barber.rebuild import Evidence, Rebuild, Rebuilt
-from barber.statistics import InputStatistic
+from barber.rebuild import Evidence, Needs, Rebuild, Rebuilt
 from barber.tensors import Tensor
 from barber.walk import BlockResult
 from tests import oracles, tiny
@@ -114,12 +113,12 @@ def rebuilt_slowly(steps: Sequence[Rebuild]) -> tuple[PreTrainedModel, dict[str,
         for part, stages in STAGES.items():
             block = f"model.layers.{index}.{part}"
             together = [[f"{block}.{name}" for stage in stages for name in stage]]
-            for step in [one for one in steps for _ in range(one.passes)]:
-                gradient_OI = squared_gradients(dense, sparse, block) if step.needs_gradient else {}
+            for step in [one for one in steps for _ in range(one.needs.passes)]:
+                gradient_OI = squared_gradients(dense, sparse, block) if step.needs.gradient else {}
                 apart = [[f"{block}.{name}" for name in stage] for stage in stages]
-                for names in together if step.statistic is None else apart:
+                for names in together if step.needs.statistic is None else apart:
                     evidence = Evidence(gradient_OI)
-                    if step.statistic is not None:
+                    if step.needs.statistic is not None:
                         x, gap = fed_to(sparse, names[0]), gaps(dense, sparse, names[0])
                         drift_II, residual_OI = mean_product(gap, x), {}
                         if names == apart[-1]:  # its output is added to what the block's norm is fed
@@ -186,11 +185,7 @@ class Restore:
 
     masks: Mapping[str, Tensor]
 
-    statistic: ClassVar[type[InputStatistic] | None] = None
-    needs_gradient: ClassVar[bool] = True
-    follows_dense: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(gradient=True)
 
     def check(self, pattern: Pattern) -> None: ...
 
@@ -223,11 +218,7 @@ class Look:
     found: dict[str, Any] = field(default_factory=dict)
     samples: ClassVar[slice] = slice(1, 4)
 
-    statistic: ClassVar[type[InputStatistic] | None] = None
-    needs_gradient: ClassVar[bool] = False
-    follows_dense: ClassVar[bool] = False
-    passes: ClassVar[int] = 1
-    tries: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(trial=True)
 
     def check(self, pattern: Pattern) -> None: ...
 
@@ -283,7 +274,7 @@ def test_a_block_that_is_tried_has_the_loss_and_the_gradient_of_autograd() -> No
 class FollowingLook(Look):
     """Asks for the loss against outputs that make up for half of the drift."""
 
-    follows_dense: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(trial=True, dense=True)
 
     def rebuild(
         self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern

@@ -228,7 +228,7 @@ def tried(trial: ByDistance, granularity: str, pattern: Pattern, num_samples: in
     dense, pruned, squared = block(pattern)
     step = Barber("auto", granularity)  # type: ignore[arg-type]
     trial.num_samples = num_samples
-    assert step.tries and not Barber().tries
+    assert step.needs.trial and not Barber().needs.trial
     found = step.rebuild(dense, pruned, Evidence(gradient_OI=squared, trial=trial), pattern)
     return {name: linear.pruned.weight_OI for name, linear in found.items()}
 

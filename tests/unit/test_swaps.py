@@ -216,7 +216,7 @@ def test_the_method_follows_by_the_share_that_it_is_told(pattern: Pattern) -> No
     error = {}
     for follow in (0.0, 0.8):
         step = Swaps(candidates=8, follow=follow)
-        assert step.follows_dense == (follow > 0)
+        assert step.needs.dense == (follow > 0)
         found = step.rebuild({"linear": weight_OI}, pruned, evidence, pattern)["linear"]
         error[follow] = loss(found.pruned.mask_OI).sum()
     assert error[0.8] < error[0.0]

@@ -146,7 +146,7 @@ def test_rows_without_kept_weights_and_inputs_that_are_never_there(update: Rebui
     assert found.weight_OI.isfinite().all()
     assert found.mask_OI.sum(dim=1).tolist() == mask_OI.sum(dim=1).tolist()
     assert not found.weight_OI[[1, 4]].any()
-    if not update.follows_dense:  # a row that keeps all its weights has nothing to make up for
+    if not update.needs.dense:  # a row that keeps all its weights has nothing to make up for
         seen_I = case.hessian_II.diagonal() > 0
         torch.testing.assert_close(found.weight_OI[2, seen_I], case.weight_OI[2, seen_I], rtol=1e-3, atol=1e-3)
 
@@ -307,14 +307,14 @@ def test_a_search_that_follows_comes_closer_to_what_the_dense_model_would_give()
         assert torch.equal(found.mask_OI.sum(dim=1), case.pruned.mask_OI.sum(dim=1))
         return (case.x_TI @ found.weight_OI.T - meant_TO).square().sum().item()
 
-    assert ALPS(follow=0.5).follows_dense
+    assert ALPS(follow=0.5).needs.dense
     assert error(ALPS(follow=1.0)) < error(ALPS(follow=0.5)) < error(ALPS())
 
 
 def test_only_what_follows_the_dense_model_asks_for_it() -> None:
-    assert LeastSquares(follow=0.5).follows_dense and Reconstruct(follow=0.5).follows_dense
+    assert LeastSquares(follow=0.5).needs.dense and Reconstruct(follow=0.5).needs.dense
     others = [LeastSquares(), SparseGPTUpdate(), ADMM(), ALPS(), Reconstruct()]
-    assert not any(update.follows_dense for update in others)
+    assert not any(update.needs.dense for update in others)
     case = Case()
     bare = replace(case.evidence, drift={})
     found = LeastSquares().rebuild({"linear": case.weight_OI}, {"linear": case.pruned}, bare, case.pattern)["linear"]
