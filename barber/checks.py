@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from barber.decoder import Decoder
 from barber.errors import UserError, within
 from barber.patterns import NM, Pattern
-from barber.pruners import Pruner, SparseGPT
+from barber.pruners import RIA, Pruner, SparseGPT
 from barber.rebuild import Rebuild
 from barber.tensors import Tensor
 
@@ -35,6 +35,13 @@ def check_methods(
     for key, step in steps.items():
         with within(key):
             step.check(pattern)
+    if isinstance(pruner, RIA) and pruner.permute:
+        if not isinstance(pattern, NM):
+            raise UserError(
+                f"pruner.permute must be false but with an N:M pattern (here {pattern}, which has no cells)"
+            )
+        if steps:
+            raise UserError(f"pruner.permute must be false with {next(iter(steps))}, whose cells are of neighbours")
     if isinstance(pruner, SparseGPT) and isinstance(pattern, NM) and pruner.block_size % pattern.m:
         raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
 

@@ -83,7 +83,7 @@ def method_of(run: Run) -> str:
     if not pruner:
         return DENSE
     allocation = run.config.get("allocation")
-    name = last_part(pruner)
+    name = last_part(pruner) + (" (permuted inputs)" if pruner.get("permute") else "")
     tail = f", {last_part(allocation)}" if allocation else ""
     if not steps or run.stage == "pruned":
         return (f"{name} (update)" if name == "SparseGPT" else name) + tail

@@ -167,6 +167,12 @@ VALUES = {
     "pattern=2of4 pruner=sparsegpt pruner.block_size=6": (
         "pruner.block_size must be a multiple of pattern.m (4), not 6"
     ),
+    "pruner=ria pruner.permute=true rebuild=none": (
+        "pruner.permute must be false but with an N:M pattern (here 50% unstructured, which has no cells)"
+    ),
+    "pattern=2of4 pruner=ria pruner.permute=true rebuild=swaps": (
+        "pruner.permute must be false with rebuild.swaps, whose cells are of neighbours"
+    ),
     "pattern=4of8 model.settings.intermediate_size=100": (
         "pattern.m must divide the inputs of every linear; "
         "model.layers.0.mlp.down_proj has 100, which 8 does not divide"
