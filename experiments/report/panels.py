@@ -36,13 +36,11 @@ def panels(
     ylabel: str = "",
     share_y: bool = False,
     legend: Literal["lines", "columns", "one"] = "columns",
-    room: float = 0.0,
 ) -> Figure | None:
     """Small multiples: at most six groups, a panel each.
 
     Args:
         legend: below each panel in one column or in two, or one for all.
-        room: share of the height that stays free above the points.
     """
     groups = groups[:PANELS]
     if not groups:
@@ -55,7 +53,7 @@ def panels(
     for axes, group in zip(grid.flat, groups, strict=False):
         panel(axes, group)
         if text:
-            _perplexity_scale(axes, [point.perplexity[text].mean for point in group.points], room)
+            _perplexity_scale(axes, [point.perplexity[text].mean for point in group.points])
         axes.set_title(textwrap.fill(group.title, 48))
         axes.grid(True, which="major", alpha=0.25)
         axes.set_axisbelow(True)
@@ -116,14 +114,12 @@ def empty(width: float, height: float) -> Figure:
     return figure
 
 
-def _perplexity_scale(axes: Axes, values: Sequence[float], room: float) -> None:
+def _perplexity_scale(axes: Axes, values: Sequence[float]) -> None:
     """Logarithmic where values span more than a factor of ten; bars begin at nothing where they can."""
     low, high = min(values), max(values)
     if high > 10 * low:
         axes.set_yscale("log")
-        axes.set_ylim(low / 1.25, high * 1.25 * (high / low) ** room)
+        axes.set_ylim(low / 1.25, high * 1.25)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    elif room:
-        axes.set_ylim(top=axes.get_ylim()[1] + room * (axes.get_ylim()[1] - axes.get_ylim()[0]))

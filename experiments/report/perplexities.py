@@ -83,29 +83,33 @@ def by_granularity(points: Sequence[Point], text: str) -> tuple[str, Figure | No
 
 
 def pareto(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
-    """Perplexity against seconds of the walk; what no other method beats in both is joined and named."""
+    """Perplexity against seconds of the walk, every recipe numbered; what no other beats in both is joined."""
     timed = [p for p in points if p.walk is not None and not any(run.resumed for run in p.runs)]
     groups = [group for group in grouped(timed) if len(group.points) > 1]
 
     def panel(axes: Axes, group: Group) -> None:
-        found = [(p.walk.mean, p.perplexity[text].mean, series(p)) for p in group.points if p.walk]
-        front = non_dominated([(x, y) for x, y, _ in found])
-        best = sorted(found[i] for i in front)
-        axes.scatter([x for x, _, _ in found], [y for _, y, _ in found], s=18, color="0.7", zorder=2)
-        axes.plot([x for x, _, _ in best], [y for _, y, _ in best], "o-", color=COLORS[0], markersize=5, linewidth=1.2)
-        for i, (x, y, _) in enumerate(best, 1):
-            axes.annotate(str(i), (x, y), (4, 4), textcoords="offset points", color=COLORS[0], fontweight="bold")
-        # a recipe of several steps has a long name
-        key = "\n".join(textwrap.fill(f"{i}  {name}", 46) for i, (_, _, name) in enumerate(best, 1))
-        axes.text(0.97, 0.97, key, transform=axes.transAxes, ha="right", va="top", fontsize=7, color=COLORS[0])
+        found = sorted((p.walk.mean, p.perplexity[text].mean, series(p)) for p in group.points if p.walk)
+        best = non_dominated([(x, y) for x, y, _ in found])
+        axes.plot([found[i][0] for i in best], [found[i][1] for i in best], color=COLORS[0], linewidth=1.2)
+        above = 0
+        for which, color in ((best, COLORS[0]), ([i for i in range(len(found)) if i not in best], "0.45")):
+            axes.scatter([found[i][0] for i in which], [found[i][1] for i in which], s=22, color=color, zorder=2)
+            for i in which:
+                place = {"xytext": (4, 4), "textcoords": "offset points", "color": color, "fontweight": "bold"}
+                axes.annotate(str(i + 1), found[i][:2], **place)
+            # a recipe of several steps has a long name; below the axes no point is in the way
+            key = [line for i in which for line in textwrap.wrap(f"{i + 1}  {found[i][2]}", 62)]
+            below = {"transform": axes.transAxes, "va": "top", "fontsize": 7, "color": color}
+            axes.text(0, -0.2, "\n" * above + "\n".join(key), **below)
+            above += len(key)
         axes.set_xlabel("seconds of the walk")
         axes.margins(0.1, 0.15)
 
     caption = (
-        f"Perplexity on {text} against the seconds of the walk. Numbered and joined: no other run of the panel has "
+        f"Perplexity on {text} against the seconds of the walk. Blue and joined: no other run of the panel has "
         f"both a lower perplexity and fewer seconds. Resumed runs are left out{of_all(groups)}."
     )
-    return caption, panels(groups, panel, text, room=0.35)
+    return caption, panels(groups, panel, text)
 
 
 def non_dominated(found: Sequence[tuple[float, float]]) -> list[int]:
