@@ -7,13 +7,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -139,9 +140,19 @@ def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | 
     from barber.runner import run
 
     disable_progress_bar()  # the run has bars of its own
+    _refuse_merged(hydra_config.overrides.task, values)
     choices = _choices(hydra_config.runtime.choices, values)
     on_device = {"device": device} if device and values["device"] in ("auto", "cuda") else {}
     return run(experiment(values | on_device), values, list(hydra_config.overrides.task), folder, choices)
+
+
+def _refuse_merged(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Refuse several choices that are one and the same step: Hydra would make one of them, without a word."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, chosen = override.key_or_group, override.value()
+        if group in ("rebuild", "update") and isinstance(chosen, list) and len(chosen) != len(values.get(group) or {}):
+            names = ",".join(map(str, chosen))
+            raise UserError(f"{group}=[{names}] must name every step once, and none only by itself")
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

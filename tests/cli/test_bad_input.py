@@ -167,6 +167,8 @@ VALUES = {
     "pattern=2of4 pruner=sparsegpt pruner.block_size=6": (
         "pruner.block_size must be a multiple of pattern.m (4), not 6"
     ),
+    "rebuild=[barber,paper_wanda]": ("rebuild=[barber,paper_wanda] must name every step once, and none only by itself"),
+    "rebuild=[none,swaps]": "rebuild=[none,swaps] must name every step once, and none only by itself",
     "pruner=ria pruner.permute=true rebuild=none": (
         "pruner.permute must be false but with an N:M pattern (here 50% unstructured, which has no cells)"
     ),
