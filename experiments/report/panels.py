@@ -36,17 +36,19 @@ def panels(
     ylabel: str = "",
     share_y: bool = False,
     legend: Literal["lines", "columns", "one"] = "columns",
+    below: float = 0.0,
 ) -> Figure | None:
     """Small multiples: at most six groups, a panel each.
 
     Args:
         legend: below each panel in one column or in two, or one for all.
+        below: inches that a panel's own notes below the axes take.
     """
     groups = groups[:PANELS]
     if not groups:
         return None
     columns = min(3, len(groups))
-    height = 2.9 if legend == "one" else 3.4
+    height = (2.9 if legend == "one" else 3.4) + below
     rows = -(-len(groups) // columns)
     figure = empty(1 + 3.4 * columns if columns > 1 else 5.5, height * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
@@ -58,9 +60,12 @@ def panels(
         axes.grid(True, which="major", alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        if legend != "one" and axes.get_legend_handles_labels()[0]:
+        handles, names = axes.get_legend_handles_labels()
+        if legend != "one" and handles:
+            width, ncols = (30, 2) if legend == "columns" else (58, 1)
+            wrapped = [textwrap.fill(name, width) for name in names]
             # Below the axes: no curve is ever in the way.
-            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1 + (legend == "columns"))
+            axes.legend(handles, wrapped, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=ncols)
     for axes in list(grid.flat)[len(groups) :]:
         axes.remove()
     for axes in grid[:, 0]:
@@ -91,15 +96,21 @@ def named(point: Point, chosen: Callable[[str], bool]) -> str:
     return "".join(f", {name}" for name in found)
 
 
-def series(point: Point) -> str:
-    """The method with the varying settings that its name does not show."""
-    return point.method + others(point)
+def apart(points: Sequence[Point]) -> Callable[[Point], str]:
+    """The method with the varying settings that its name does not show, but for what all of the points share."""
+    settings = [point.settings for point in points]
+    varied = {key for one in settings for key in one if any(other.get(key) != one[key] for other in settings)}
+
+    def shown(key: str) -> bool:
+        return key in varied and not key.startswith(("rebuild.", "evals."))
+
+    return lambda point: point.method + named(point, shown)
 
 
 def labels(points: Sequence[Point]) -> list[str]:
     """Names of rows, with the model where there are several."""
-    several = len({point.model for point in points}) > 1
-    return [(f"{point.model}, " if several else "") + f"{point.pattern}, {series(point)}" for point in points]
+    several, name = len({point.model for point in points}) > 1, apart(points)
+    return [(f"{point.model}, " if several else "") + f"{point.pattern}, {name(point)}" for point in points]
 
 
 def of_all(found: Sequence[object]) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from experiments.report.panels import COLORS, Group, grouped, named, of_all, others, panels, series
+from experiments.report.panels import COLORS, Group, apart, grouped, named, of_all, others, panels
 from experiments.report.points import Point
 
 MARKERS = "osD^vPX"
@@ -26,7 +26,7 @@ def over_sparsity(points: Sequence[Point], text: str) -> tuple[str, Figure | Non
     ]
 
     def panel(axes: Axes, group: Group) -> None:
-        lines = _lines(group.points, series, lambda point: point.runs[0].sparsity)
+        lines = _lines(group.points, apart(group.points), lambda point: point.runs[0].sparsity)
         lines = [(label, line) for label, line in lines if len(line) > 1]
         for style, (label, line) in zip(_styles(), lines, strict=False):
             _line(axes, line, label, text, style)
@@ -88,20 +88,20 @@ def pareto(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
     groups = [group for group in grouped(timed) if len(group.points) > 1]
 
     def panel(axes: Axes, group: Group) -> None:
-        found = sorted((p.walk.mean, p.perplexity[text].mean, series(p)) for p in group.points if p.walk)
-        best = non_dominated([(x, y) for x, y, _ in found])
+        found = sorted((p.walk.mean, p.perplexity[text].mean) for p in group.points if p.walk)
+        keys, best = _keys(group, text), non_dominated(found)
         axes.plot([found[i][0] for i in best], [found[i][1] for i in best], color=COLORS[0], linewidth=1.2)
         above = 0
         for which, color in ((best, COLORS[0]), ([i for i in range(len(found)) if i not in best], "0.45")):
+            style: dict[str, Any] = {"textcoords": "offset points", "color": color}
             axes.scatter([found[i][0] for i in which], [found[i][1] for i in which], s=22, color=color, zorder=2)
             for i in which:
-                place = {"xytext": (4, 4), "textcoords": "offset points", "color": color, "fontweight": "bold"}
-                axes.annotate(str(i + 1), found[i][:2], **place)
-            # a recipe of several steps has a long name; below the axes no point is in the way
-            key = [line for i in which for line in textwrap.wrap(f"{i + 1}  {found[i][2]}", 62)]
-            below = {"transform": axes.transAxes, "va": "top", "fontsize": 7, "color": color}
-            axes.text(0, -0.2, "\n" * above + "\n".join(key), **below)
-            above += len(key)
+                axes.annotate(str(i + 1), found[i], (4, 4), fontweight="bold", **style)
+            # below the axes, where no point is in the way
+            lines = [line for i in which for line in keys[i]]
+            at = (0, -34 - 8.4 * above)
+            axes.annotate("\n".join(lines), (0, 0), at, "axes fraction", va="top", fontsize=7, **style)
+            above += len(lines)
         axes.set_xlabel("seconds of the walk")
         axes.margins(0.1, 0.15)
 
@@ -109,7 +109,15 @@ def pareto(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
         f"Perplexity on {text} against the seconds of the walk. Blue and joined: no other run of the panel has "
         f"both a lower perplexity and fewer seconds. Resumed runs are left out{of_all(groups)}."
     )
-    return caption, panels(groups, panel, text)
+    longest = max((sum(map(len, _keys(group, text))) for group in groups), default=0)
+    return caption, panels(groups, panel, text, below=longest * 8.4 / 72)
+
+
+def _keys(group: Group, text: str) -> list[list[str]]:
+    """The number and the name of every point by its seconds, in short lines; what all points share is left out."""
+    ordered = sorted(group.points, key=lambda p: (p.walk.mean if p.walk else 0.0, p.perplexity[text].mean))
+    name = apart(group.points)
+    return [textwrap.wrap(f"{i}  {name(point)}", 58) for i, point in enumerate(ordered, 1)]
 
 
 def non_dominated(found: Sequence[tuple[float, float]]) -> list[int]:

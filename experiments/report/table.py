@@ -195,7 +195,7 @@ def _limits(protocol: Protocol, text: str) -> Iterator[str]:
         yield f"{text}: only the first {protocol.first_windows} windows (max_windows)"
     if protocol.seqlen != SEQLEN:
         yield f"{text}: windows of {protocol.seqlen} tokens, not {SEQLEN}"
-    if protocol.stride != protocol.seqlen:
+    if protocol.stride != protocol.seqlen - protocol.bos:  # a BOS token takes the place of one of the text
         yield f"{text}: overlapping windows, stride {protocol.stride}"
     if protocol.bos:
         yield f"{text}: windows begin with BOS"

@@ -27,11 +27,13 @@ def time_and_memory(points: Sequence[Point]) -> tuple[str, Figure | None]:
     )
     if len(timed) < 2:
         return caption, None
-    figure = empty(9.0 if any(memory) else 7.0, 1.4 + 0.22 * len(timed))
+    names = [textwrap.fill(label, 60) for label in labels(timed)]
+    most_lines = max(name.count("\n") + 1 for name in names)
+    figure = empty(11.0 if any(memory) else 8.0, 1.4 + (0.08 + 0.14 * most_lines) * len(timed))
     ratios = [2.2, 1] if any(memory) else [1]
     axes = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)[0]
     _stack(axes[0], [_phases(point) for point in timed])
-    axes[0].set_yticks(range(len(timed)), labels(timed))
+    axes[0].set_yticks(range(len(timed)), names, fontsize=7)
     axes[0].set_ylim(len(timed) - 0.4, -0.6)
     axes[0].set_xlabel("seconds of the walk")
     if any(memory):
