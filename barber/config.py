@@ -129,7 +129,9 @@ def _mismatch(value: Any, hint: Any) -> str | None:
             return "a list"
         found = [_mismatch(item, get_args(hint)[0]) for item in value]
         wrong = next((words for words in found if words), None)
-        return f"a list of {wrong.removeprefix('one of ')}" if wrong else None
+        if wrong and wrong.startswith("one of "):
+            return f"a list of {wrong.removeprefix('one of ')}"
+        return f"a list whose every item is {wrong}" if wrong else None
     if hint is Any:
         return None
     if hint not in _PLAIN:  # a mapping, or a component, whose building has been checked

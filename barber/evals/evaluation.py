@@ -40,7 +40,8 @@ class Evaluation:
     Args:
         stages: of which models: dense, with the initial mask (pruned), with the rebuilt one.
         texts: the texts that perplexity and agreement are measured on, by name.
-        windows: how a text becomes windows.
+        windows: how a text becomes windows, a protocol a length. Results of the first have the text's name, those of
+            others also their length (`wikitext2_2048`).
         perplexity: whether to measure perplexity.
         agreement: how to compare with the dense model, or None.
         zero_shot: lm-eval tasks, or None.
@@ -52,7 +53,7 @@ class Evaluation:
 
     stages: Sequence[Stage]
     texts: Mapping[str, Text]
-    windows: WindowProtocol
+    windows: Sequence[WindowProtocol]
     perplexity: bool = True
     agreement: Agreement | None = None
     zero_shot: ZeroShot | None = None
@@ -65,6 +66,9 @@ class Evaluation:
             raise UserError(f"must be at least 1, not {self.batch_size}", field="batch_size")
         if self.reads_texts and not self.texts:
             raise UserError("must name a text at least, as evals/text=wikitext2 or evals/text=[wikitext2,ptb]", "texts")
+        lengths = [protocol.seqlen for protocol in self.windows]
+        if not lengths or len(set(lengths)) < len(lengths):
+            raise UserError(f"must be a length or several different ones, not {lengths}", field="seqlen")
 
     @property
     def reads_texts(self) -> bool:
@@ -84,7 +88,9 @@ class Evaluation:
         for name, text in self.texts.items() if self.reads_texts else ():
             with within(f"texts.{name}"):
                 tokens = text.tokens(tokenizer, cache)
-            windows[name] = self.windows.cut(text, tokens, tokenizer)
+            for number, protocol in enumerate(self.windows):
+                key = f"{name}_{protocol.seqlen}" if number else name
+                windows[key] = protocol.cut(text, tokens, tokenizer)
         tasks = None
         if self.zero_shot is not None:
             if tokenizer is None:
@@ -255,7 +261,7 @@ class _Measurement:
 def evaluation(
     stages: Sequence[Stage] = ("dense", "pruned", "rebuilt"),
     texts: Mapping[str, Text] | None = None,
-    seqlen: int = 2048,
+    seqlen: int | Sequence[int] = 2048,
     stride: int | None = None,
     bos: bool = False,
     max_windows: int | None = None,
@@ -266,11 +272,16 @@ def evaluation(
     batch_size: int | None = None,
     placement: Placement = "auto",
 ) -> Evaluation:
-    """An evaluation from one flat set of options; those of the windows are `WindowProtocol`'s."""
+    """An evaluation from one flat set of options; those of the windows are `WindowProtocol`'s.
+
+    Args:
+        seqlen: of one length or, for results of each, several.
+    """
+    lengths = [seqlen] if isinstance(seqlen, int) else seqlen
     return Evaluation(
         stages=stages,
         texts=texts or {},
-        windows=WindowProtocol(seqlen, stride, bos, max_windows),
+        windows=[WindowProtocol(length, stride, bos, max_windows) for length in lengths],
         perplexity=perplexity,
         agreement=agreement,
         zero_shot=zero_shot,

@@ -266,6 +266,12 @@ EVALS = {
     "evals.texts=text.md": "evals.texts must be a mapping of keys to values or null, not 'text.md'",
     "evals.texts.files.path=???": "evals.texts.files.path has to be given: evals.texts.files.path=VALUE",
     "evals.stride=513": "evals.stride must be between 1 and seqlen (512), not 513",
+    "evals.seqlen=[64,many]": (
+        "evals.seqlen must be a whole number or a list whose every item is a whole number, not [64, 'many']"
+    ),
+    "evals.seqlen=[]": "evals.seqlen must be a length or several different ones, not []",
+    "evals.seqlen=[64,64]": "evals.seqlen must be a length or several different ones, not [64, 64]",
+    "evals.seqlen=[64,1]": "evals.seqlen must be at least 2, not 1",
     "evals.bos=true": "evals.bos must be false, the model's tokenizer has no beginning-of-sequence token",
     "evals.placement=disk": "evals.placement must be one of auto, whole, layers, not 'disk'",
     "evals.batch_size=0": "evals.batch_size must be at least 1, not 0",

@@ -76,7 +76,7 @@ def compare(
     spec = Evaluation(
         stages=["pruned"],
         texts={"text": Ids()},
-        windows=protocol or WindowProtocol(LENGTH),
+        windows=[protocol or WindowProtocol(LENGTH)],
         perplexity=perplexity,
         agreement=Agreement(block_positions),
         batch_size=batch_size,
@@ -194,7 +194,7 @@ def test_the_dense_model_may_be_the_very_one_that_is_pruned_later() -> None:
     sparse = pruned(model)
     expected = compare(copy.deepcopy(model), sparse)
 
-    spec = Evaluation(["pruned"], {"text": Ids()}, WindowProtocol(LENGTH), False, Agreement(10))
+    spec = Evaluation(["pruned"], {"text": Ids()}, [WindowProtocol(LENGTH)], False, Agreement(10))
     prepared = spec.prepare(None, Path("nowhere"))
     prepared.measure("dense", model, CPU, lambda what, steps: lambda done: None)
     model.load_state_dict(sparse.state_dict())

@@ -62,7 +62,7 @@ def prepared(
     spec = Evaluation(
         stages=["dense", "pruned", "rebuilt"],
         texts=texts or {"text": Ids()},
-        windows=WindowProtocol(seqlen, stride, bos, max_windows),
+        windows=[WindowProtocol(seqlen, stride, bos, max_windows)],
         perplexity=perplexity,
         agreement=agreement,
         batch_size=batch_size,

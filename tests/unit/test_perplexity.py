@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.cache import Cache
 from barber.errors import NumericsError, UserError
-from barber.evals import Evaluation, WindowProtocol
+from barber.evals import Evaluation, WindowProtocol, evaluation
 from barber.evals.placement import Placement
 from barber.models import RandomModel
 from barber.texts import Text, TextFiles, TokenFile, Tokens
@@ -82,7 +82,7 @@ def evaluate(
     spec = Evaluation(
         stages=["pruned"],
         texts={"text": text},
-        windows=windows or WindowProtocol(LENGTH),
+        windows=[windows or WindowProtocol(LENGTH)],
         batch_size=batch_size,
         placement=placement,
     )
@@ -143,6 +143,17 @@ def test_a_limit_takes_the_first_windows_and_is_recorded() -> None:
     losses = window_losses(model, Ids(60).tokens(None).tokens_T, LENGTH)[:2]
     assert limited["nll_per_token"] == pytest.approx(statistics.mean(map(statistics.mean, losses)), rel=1e-6)
     assert (limited["windows"], limited["max_windows"]) == (2, 2)
+
+
+def test_windows_of_several_lengths_have_a_result_each() -> None:
+    model, text = tiny.model("llama"), Ids(60)
+    spec = evaluation(stages=["dense"], texts={"text": text}, seqlen=[LENGTH, 5], perplexity=True)
+    found = spec.prepare(None, Path("nowhere")).measure("dense", model, CPU, lambda what, steps: lambda done: None)
+    for name, length in {"text": LENGTH, "text_5": 5}.items():
+        losses = [loss for window in window_losses(model, text.tokens(None).tokens_T, length) for loss in window]
+        assert found["perplexity"][name]["nll_per_token"] == pytest.approx(statistics.mean(losses), rel=1e-6)
+        assert found["perplexity"][name]["seqlen"] == length
+    assert found["perplexity"].keys() == {"text", "text_5"}
 
 
 def test_the_results_say_how_they_were_come_by() -> None:

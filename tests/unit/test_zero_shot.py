@@ -438,7 +438,7 @@ def test_the_tiny_model_of_the_configs_can_be_tried(data: Path, tmp_path: Path) 
 
 
 def evaluation(spec: ZeroShot, placement: Any = "whole") -> Evaluation:
-    return Evaluation(["dense"], {}, WindowProtocol(), perplexity=False, zero_shot=spec, placement=placement)
+    return Evaluation(["dense"], {}, [WindowProtocol()], perplexity=False, zero_shot=spec, placement=placement)
 
 
 def test_layer_by_layer_the_figures_are_the_same(data: Path, tmp_path: Path, of_seven: Results) -> None:
