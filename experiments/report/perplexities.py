@@ -3,6 +3,7 @@
 import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from experiments.report.panels import COLORS, Group, apart, grouped, named, of_a
 from experiments.report.points import Point
 
 MARKERS = "osD^vPX"
+_FAR = 5
 
 
 def over_sparsity(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
@@ -90,13 +92,15 @@ def pareto(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
     def panel(axes: Axes, group: Group) -> None:
         found = sorted((p.walk.mean, p.perplexity[text].mean) for p in group.points if p.walk)
         keys, best = _keys(group, text), non_dominated(found)
-        axes.plot([found[i][0] for i in best], [found[i][1] for i in best], color=COLORS[0], linewidth=1.2)
+        places = within_sight(found)
+        axes.plot([places[i][0] for i in best], [places[i][1] for i in best], color=COLORS[0], linewidth=1.2)
         above = 0
         for which, color in ((best, COLORS[0]), ([i for i in range(len(found)) if i not in best], "0.45")):
             style: dict[str, Any] = {"textcoords": "offset points", "color": color}
-            axes.scatter([found[i][0] for i in which], [found[i][1] for i in which], s=22, color=color, zorder=2)
             for i in which:
-                axes.annotate(str(i + 1), found[i], (4, 4), fontweight="bold", **style)
+                marker = "o" if places[i] == found[i] else "^"
+                axes.scatter(*places[i], s=22, color=color, marker=marker, zorder=2)
+                axes.annotate(str(i + 1), places[i], (4, 4), fontweight="bold", **style)
             # below the axes, where no point is in the way
             lines = [line for i in which for line in keys[i]]
             at = (0, -34 - 8.4 * above)
@@ -107,17 +111,26 @@ def pareto(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
 
     caption = (
         f"Perplexity on {text} against the seconds of the walk. Blue and joined: no other run of the panel has "
-        f"both a lower perplexity and fewer seconds. Resumed runs are left out{of_all(groups)}."
+        f"both a lower perplexity and fewer seconds. A triangle lies out of sight, above {_FAR} medians of the panel. "
+        f"Resumed runs are left out{of_all(groups)}."
     )
     longest = max((sum(map(len, _keys(group, text))) for group in groups), default=0)
-    return caption, panels(groups, panel, text, below=longest * 8.4 / 72)
+    return caption, panels(groups, panel, ylabel=f"perplexity, {text}", below=longest * 8.4 / 72)
+
+
+def within_sight(found: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where points are drawn: those far above the others would press them together, and go to the upper edge."""
+    values = [y for _, y in found]
+    highest = max(y for y in values if y <= _FAR * median(values))
+    return [(x, y if y <= highest else highest + 0.1 * (highest - min(values))) for x, y in found]
 
 
 def _keys(group: Group, text: str) -> list[list[str]]:
-    """The number and the name of every point by its seconds, in short lines; what all points share is left out."""
+    """Number, perplexity and name of every point by its seconds, in short lines; what all points share is left out."""
     ordered = sorted(group.points, key=lambda p: (p.walk.mean if p.walk else 0.0, p.perplexity[text].mean))
     name = apart(group.points)
-    return [textwrap.wrap(f"{i}  {name(point)}", 58) for i, point in enumerate(ordered, 1)]
+    lines = [f"{i}  {point.perplexity[text].mean:.2f}  {name(point)}" for i, point in enumerate(ordered, 1)]
+    return [textwrap.wrap(line, 62) for line in lines]
 
 
 def non_dominated(found: Sequence[tuple[float, float]]) -> list[int]:

@@ -431,6 +431,13 @@ def test_nothing_that_varies_is_no_figure(write: Write, tmp_path: Path) -> None:
     assert figures.draw(points.points(runs), tmp_path) == []
 
 
+def test_a_point_far_above_the_others_does_not_press_them_together() -> None:
+    near = [(1.0, 60.0), (2.0, 40.0), (3.0, 50.0)]
+    assert perplexities.within_sight([*near, (0.0, 480.0)]) == [*near, (0.0, 62.0)]
+    assert perplexities.within_sight([*near, (0.0, 200.0)]) == [*near, (0.0, 200.0)]
+    assert perplexities.within_sight([(1.0, 7.0)]) == [(1.0, 7.0)]
+
+
 def test_non_dominated_points() -> None:
     assert perplexities.non_dominated([(1, 9), (2, 5), (3, 5), (4, 1), (2, 6)]) == [0, 1, 3]
 
