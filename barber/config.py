@@ -97,20 +97,26 @@ def _check(target: Any, arguments: dict[str, Any], prefix: str) -> None:
 
 
 def _stray(value: Any, hint: Any, key: str) -> str | None:
-    """The sentence about a value among named components that is none, if that is what is wrong."""
+    """The sentence about the options of a component that is not chosen, or about a name that is none."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     item_hint = next((get_args(option)[1] for option in options if get_origin(option) is Mapping), None)
-    if item_hint is None or item_hint in _PLAIN or not isinstance(value, dict):
+    if not isinstance(value, dict) or item_hint in _PLAIN:
         return None
+    if item_hint is None:
+        takes_component = any(inspect.isclass(option) and option not in (*_PLAIN, NoneType) for option in options)
+        return _unchosen(key, value) if value and takes_component else None
     wrong = [name for name, item in value.items() if _mismatch(item, item_hint)]
     if not wrong:
         return None
     name, known = wrong[0], [other for other in value if other not in wrong]
     if isinstance(value[name], dict) and value[name]:
-        inner = f"{key}.{name}.{next(iter(value[name]))}"
-        return f"{inner} is given, but {key}.{name} is not chosen; choose it as well, or leave that out"
+        return _unchosen(f"{key}.{name}", value[name])
     below = {other: list(inspect.signature(type(value[other])).parameters) for other in known}
     return f"{key}.{name}: no such key{did_you_mean(name, known, f'{key}.', below)}"
+
+
+def _unchosen(key: str, value: dict[str, Any]) -> str:
+    return f"{key}.{next(iter(value))} is given, but {key} is not chosen; choose it as well, or leave that out"
 
 
 def _mismatch(value: Any, hint: Any) -> str | None:

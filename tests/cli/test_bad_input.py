@@ -266,6 +266,10 @@ EVALS = {
     "evals.texts=text.md": "evals.texts must be a mapping of keys to values or null, not 'text.md'",
     "evals.texts.files.path=???": "evals.texts.files.path has to be given: evals.texts.files.path=VALUE",
     "evals.stride=513": "evals.stride must be between 1 and seqlen (512), not 513",
+    "+evals.zero_shot.limit=20": (
+        "evals.zero_shot.limit is given, but evals.zero_shot is not chosen; choose it as well, or leave that out"
+    ),
+    "evals.max_windows={a:1}": "evals.max_windows must be a whole number or null, not {'a': 1}",
     "evals.seqlen=[64,many]": (
         "evals.seqlen must be a whole number or a list whose every item is a whole number, not [64, 'many']"
     ),
