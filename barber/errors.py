@@ -52,3 +52,15 @@ def require_share(component: object, field: str) -> None:
     """Refuse a component whose field is not from 0 to 1."""
     if not 0 <= getattr(component, field) <= 1:
         raise UserError(f"must be from 0 to 1, not {getattr(component, field)}", field=field)
+
+
+def require_not_negative(component: object, field: str) -> None:
+    """Refuse a component whose field is below 0, or no number."""
+    if not getattr(component, field) >= 0:
+        raise UserError(f"must be at least 0, not {getattr(component, field)}", field=field)
+
+
+def require_positive(component: object, field: str) -> None:
+    """Refuse a component whose field is not above 0."""
+    if not getattr(component, field) > 0:
+        raise UserError(f"must be above 0, not {getattr(component, field)}", field=field)

@@ -7,7 +7,7 @@ import torch
 from barber.allocation.base import Allocation, Setting, Watch, rounded
 from barber.allocation.survey import Surveyed, survey
 from barber.decoder import Decoder
-from barber.errors import UserError
+from barber.errors import UserError, require_positive
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class OWL(Allocation):
     spread: float = 0.08
 
     def __post_init__(self) -> None:
-        if not self.outlier > 0:
-            raise UserError(f"must be above 0, not {self.outlier}", field="outlier")
+        require_positive(self, "outlier")
         if not 0 <= self.spread < 0.5:
             raise UserError(f"must be at least 0 and below 0.5, not {self.spread}", field="spread")
 

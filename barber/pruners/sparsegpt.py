@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from barber.errors import NumericsError, UserError
+from barber.errors import NumericsError, UserError, require_not_negative
 from barber.masks import lowest
 from barber.patterns import NM, Pattern
 from barber.pruners.base import GradientOf, Pruned
@@ -32,8 +32,7 @@ class SparseGPT:
     gradient: ClassVar[GradientOf] = None
 
     def __post_init__(self) -> None:
-        if not self.damping >= 0:
-            raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+        require_not_negative(self, "damping")
         if self.block_size < 1:
             raise UserError(f"must be at least 1, not {self.block_size}", field="block_size")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from barber.errors import UserError
+from barber.errors import require_not_negative
 from barber.patterns import Pattern
 from barber.pruners.base import GradientOf, Pruned
 from barber.statistics import InputStatistic, SecondMoment
@@ -28,8 +28,7 @@ class WandaPlus:
     gradient: ClassVar[GradientOf] = "layer"
 
     def __post_init__(self) -> None:
-        if not self.gradient_scale >= 0:
-            raise UserError(f"must be at least 0, not {self.gradient_scale}", field="gradient_scale")
+        require_not_negative(self, "gradient_scale")
 
     def prepare(self, mean_I: Tensor) -> Tensor:
         """The norm of every input: (I,)."""

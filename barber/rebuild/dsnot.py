@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from barber.errors import UserError, require_counts
+from barber.errors import require_counts, require_not_negative
 from barber.patterns import NM, Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Needs, Rebuilt
@@ -38,8 +38,7 @@ class DSnoT:
 
     def __post_init__(self) -> None:
         require_counts(self, "cycles")
-        if not self.threshold >= 0:
-            raise UserError(f"must be at least 0, not {self.threshold}", field="threshold")
+        require_not_negative(self, "threshold")
 
     @property
     def needs(self) -> Needs:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from barber.errors import NumericsError, UserError, require_counts
+from barber.errors import NumericsError, require_counts, require_not_negative, require_positive
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Needs, Rebuilt
@@ -37,10 +37,8 @@ class ADMM:
 
     def __post_init__(self) -> None:
         require_counts(self, "iterations")
-        if not self.rho > 0:
-            raise UserError(f"must be above 0, not {self.rho}", field="rho")
-        if not self.damping >= 0:
-            raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+        require_positive(self, "rho")
+        require_not_negative(self, "damping")
 
     @property
     def needs(self) -> Needs:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from barber.errors import UserError, require_counts, require_share
+from barber.errors import require_counts, require_not_negative, require_share
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Needs, Rebuilt
@@ -43,8 +43,7 @@ class LeastSquares:
 
     def __post_init__(self) -> None:
         require_counts(self, "steps")
-        if not self.damping >= 0:
-            raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+        require_not_negative(self, "damping")
         require_share(self, "follow")
 
     @property

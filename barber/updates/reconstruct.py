@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from barber.errors import UserError, require_counts, require_share
+from barber.errors import require_counts, require_positive, require_share
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.rebuild.base import Evidence, Needs, Rebuilt
@@ -36,8 +36,7 @@ class Reconstruct:
     follow: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise UserError(f"must be above 0, not {self.learning_rate}", field="learning_rate")
+        require_positive(self, "learning_rate")
         require_counts(self, "batch_size", "epochs")
         require_share(self, "follow")
 

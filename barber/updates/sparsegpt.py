@@ -6,7 +6,7 @@ Frantar and Alistarh, arXiv 2301.00774, algorithm 1, less its choice of the mask
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from barber.errors import UserError, require_counts
+from barber.errors import require_counts, require_not_negative
 from barber.patterns import Pattern
 from barber.pruners import Pruned
 from barber.pruners.sparsegpt import factor_inverse, prune_by_columns
@@ -33,8 +33,7 @@ class SparseGPTUpdate:
     block_size: int = 128
 
     def __post_init__(self) -> None:
-        if not self.damping >= 0:
-            raise UserError(f"must be 0 or more, not {self.damping}", field="damping")
+        require_not_negative(self, "damping")
         require_counts(self, "block_size")
 
     @property

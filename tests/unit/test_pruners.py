@@ -161,8 +161,8 @@ def test_a_transposed_weight_is_pruned_like_any_other(pruner: Pruner, pattern: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"damping": -0.01}, "damping must be 0 or more, not -0.01"),
-        ({"damping": float("nan")}, "damping must be 0 or more, not nan"),
+        ({"damping": -0.01}, "damping must be at least 0, not -0.01"),
+        ({"damping": float("nan")}, "damping must be at least 0, not nan"),
         ({"block_size": 0}, "block_size must be at least 1, not 0"),
     ],
 )
