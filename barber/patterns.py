@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from barber import masks
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.tensors import Tensor
 
 Granularity = Literal["output", "input", "layer", "block"]
@@ -56,8 +56,7 @@ class NM:
     m: int = 4
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise UserError(f"must be at least 1, not {self.n}", field="n")
+        require_counts(self, "n")
         if self.n >= self.m:
             raise UserError(f"must be below m ({self.m}), not {self.n}", field="n")
 

@@ -14,7 +14,7 @@ from barber.allocation.base import Allocation, Setting, Watch, rounded
 from barber.allocation.survey import Surveyed, survey
 from barber.blocks import Layer
 from barber.decoder import Decoder, LayerInputs
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.tensors import Tensor, batches, moved
 
 # Levels are counted from the uniform one; what an int8 can hold beside "at none of them".
@@ -56,9 +56,7 @@ class EvoPress(Allocation):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("generations", "offspring"):
-            if getattr(self, field) < 1:
-                raise UserError(f"must be at least 1, not {getattr(self, field)}", field=field)
+        require_counts(self, "generations", "offspring")
         if not self.survivors or self.survivors[-1] != 1 or min(self.survivors) < 1:
             raise UserError(f"must be whole numbers that end with 1, not {list(self.survivors)}", field="survivors")
         if len(self.tokens) != len(self.survivors) or min(self.tokens) < 1:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from barber.errors import NumericsError, UserError, require_not_negative
+from barber.errors import NumericsError, require_counts, require_not_negative
 from barber.masks import lowest
 from barber.patterns import NM, Pattern
 from barber.pruners.base import GradientOf, Pruned
@@ -33,8 +33,7 @@ class SparseGPT:
 
     def __post_init__(self) -> None:
         require_not_negative(self, "damping")
-        if self.block_size < 1:
-            raise UserError(f"must be at least 1, not {self.block_size}", field="block_size")
+        require_counts(self, "block_size")
 
     def prepare(self, hessian_II: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs that are always zero (I,), and the upper Cholesky factor of the inverse damped Hessian (I, I).

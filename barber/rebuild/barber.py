@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from barber import masks
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.metrics import Metric, WeightGradient
 from barber.patterns import NM, Granularity, Pattern
 from barber.pruners import Pruned
@@ -56,8 +56,7 @@ class Barber:
     def __post_init__(self) -> None:
         if self.alpha != "auto" and not 0 <= self.alpha <= 1:
             raise UserError(f"must be from 0 to 1, not {self.alpha}", field="alpha")
-        if self.rounds < 1:
-            raise UserError(f"must be at least 1, not {self.rounds}", field="rounds")
+        require_counts(self, "rounds")
 
     def check(self, pattern: Pattern) -> None:
         """Refuse a granularity that the pattern does not allow.
