@@ -47,8 +47,8 @@ def peak_memory(device: torch.device) -> int:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next tensors, in pieces of up to 32 MiB.
 
-    By default glibc hands it back to Linux, which gives it again as pages of zeros, one fault for every 4 KiB: more than
-    half of all faults of a walk on a CPU. Larger pieces, such as logits, do go back: glibc cannot put an aligned piece
+    By default glibc hands it back to Linux, which gives it again as pages of zeros, one fault for every 4 KiB: most of
+    the faults of a walk on a CPU. Larger pieces, such as logits, do go back: glibc cannot put an aligned piece
     where one of its very size has been, and every batch would take new memory. Where there is no glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
