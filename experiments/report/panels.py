@@ -47,9 +47,9 @@ def panels(
     groups = groups[:PANELS]
     if not groups:
         return None
-    columns = min(3, len(groups))
+    rows = -(-len(groups) // 3)
+    columns = -(-len(groups) // rows)  # four stand two by two
     height = (2.9 if legend == "one" else 3.4) + below
-    rows = -(-len(groups) // columns)
     figure = empty(1 + 3.4 * columns if columns > 1 else 5.5, height * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     for axes, group in zip(grid.flat, groups, strict=False):
