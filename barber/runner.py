@@ -7,8 +7,9 @@ import random
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -217,35 +218,19 @@ class _Run:
         record.machine["precision"] = [arithmetic.kind for arithmetic in experiment.precision.on(inputs.device)]
         compares = bool(experiment.steps) and inputs.evaluation is not None and inputs.evaluation.reports("pruned")
         masks: dict[str, Tensor] = {}
-        num_layers = len(Decoder(model).layers)
-        blocks: list[BlockReport] = []
-        # The other processes of the run have no lines to write and nobody who watches.
-        path = self.folder / "layers.jsonl" if self.ranks.leads else Path(os.devnull)
+
+        def on_layer(index: int, differences: dict[str, Difference]) -> None:
+            if compares:
+                weights.note(index, differences)
+            if isinstance(experiment.export, MaskFile):
+                experiment.export.collect(masks, differences)
+
+        patterns = self._allocate(model, weights, inputs, batch_size)
         with (
             self.stopwatch("walk"),
-            display.progress(visible=self.ranks.leads) as progress,
-            path.open("w", encoding="utf-8") as lines,
-            ExitStack() as stack,
+            self._initial_masks(model, weights, inputs, batch_size, patterns) as initial,
+            self._telling_of_blocks(len(Decoder(model).layers)) as on_block,
         ):
-            task = progress.add_task("Pruning, block by block", total=2 * num_layers)
-
-            def on_block(block: BlockReport, result: BlockResult | None) -> None:
-                blocks.append(block)
-                lines.write(json.dumps(asdict(block)) + "\n")
-                lines.flush()
-                if result is not None:
-                    log.info(display.describe(block, num_layers))
-                self.tracking.block(len(blocks), block)
-                progress.advance(task)
-
-            def on_layer(index: int, differences: dict[str, Difference]) -> None:
-                if compares:
-                    weights.note(index, differences)
-                if isinstance(experiment.export, MaskFile):
-                    experiment.export.collect(masks, differences)
-
-            patterns = self._allocate(model, weights, inputs, batch_size)
-            initial = stack.enter_context(self._initial_masks(model, weights, inputs, batch_size, patterns))
             weights.restore()
             reset_peak_memory()
             report = prune(
@@ -275,6 +260,25 @@ class _Run:
         if self.ranks.leads:
             self._note(report)
         return masks
+
+    @contextmanager
+    def _telling_of_blocks(self, num_layers: int) -> Iterator[Callable[[BlockReport, BlockResult | None], None]]:
+        """What every finished block is told to: layers.jsonl, the log, the progress bar, the tracker."""
+        # The other processes of the run have no lines to write and nobody who watches.
+        path = self.folder / "layers.jsonl" if self.ranks.leads else Path(os.devnull)
+        numbers = count(1)
+        with display.progress(visible=self.ranks.leads) as progress, path.open("w", encoding="utf-8") as lines:
+            task = progress.add_task("Pruning, block by block", total=2 * num_layers)
+
+            def on_block(block: BlockReport, result: BlockResult | None) -> None:
+                lines.write(json.dumps(asdict(block)) + "\n")
+                lines.flush()
+                if result is not None:
+                    log.info(display.describe(block, num_layers))
+                self.tracking.block(next(numbers), block)
+                progress.advance(task)
+
+            yield on_block
 
     def _allocate(
         self, model: PreTrainedModel, weights: Weights, inputs: Inputs, batch_size: int

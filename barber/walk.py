@@ -25,7 +25,7 @@ from barber.initial import InitialMasks
 from barber.loss_gradients import add_norm_gradients
 from barber.memory import keep_freed_memory
 from barber.numerics import FiniteChecks
-from barber.passes import INITIAL_LOSS, BlockTrial, LayerWork, Passes, Stream
+from barber.passes import INITIAL_LOSS, LayerWork, Passes, Stream
 from barber.patterns import Pattern
 from barber.precision import Precision
 from barber.pruners import Pruned, Pruner
@@ -34,6 +34,7 @@ from barber.rebuild import Evidence, Rebuild
 from barber.statistics import AllFed, InputStatistic, MeanSquaredGradient, observing_inputs
 from barber.tensors import Tensor, batches
 from barber.timing import Stopwatch
+from barber.trial import BlockTrial
 from barber.weights import InMemory, Weights
 
 Schedule = Literal["paper", "interleaved"]
