@@ -124,7 +124,7 @@ def test_linears_that_share_their_input_are_updated_as_if_alone(
 
 
 @by_hessian
-def test_what_is_given_tensorsis_left_alone(update: Rebuild) -> None:
+def test_what_is_given_is_left_alone(update: Rebuild) -> None:
     case = Case()
     evidence = case.evidence
     given_tensors = [case.weight_OI, case.pruned.weight_OI, case.pruned.mask_OI]
