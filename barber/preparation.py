@@ -77,11 +77,13 @@ def prepare_evaluation(experiment: Experiment, evals: Evaluation, inputs: Inputs
     with within("evals"):
         prepared = evals.prepare(inputs.tokenizer, folder / "tasks", experiment.cache)
     config = experiment.model.config()
-    for name, windows in prepared.windows.items():
-        key = f"evals.texts.{name}" + (".path" if isinstance(evals.texts[name], TokenFile) else "")
-        check_tokens(windows.tokens_NL, config, key, "evals.seqlen")
-        num, seqlen = windows.tokens_NL.shape
-        log.info("Evaluation on %s: %d windows of %d tokens from %s.", name, num, seqlen, windows.source)
+    for text in evals.texts if evals.reads_texts else ():
+        key = f"evals.texts.{text}" + (".path" if isinstance(evals.texts[text], TokenFile) else "")
+        for name in evals.windows_of(text):
+            windows = prepared.windows[name]
+            check_tokens(windows.tokens_NL, config, key, "evals.seqlen")
+            num, seqlen = windows.tokens_NL.shape
+            log.info("Evaluation on %s: %d windows of %d tokens from %s.", name, num, seqlen, windows.source)
     return prepared
 
 

@@ -75,6 +75,10 @@ class Evaluation:
         """Whether anything is measured on texts."""
         return self.perplexity or self.agreement is not None
 
+    def windows_of(self, text: str) -> dict[str, WindowProtocol]:
+        """The protocols by the names of their results on a text."""
+        return {f"{text}_{one.seqlen}" if number else text: one for number, one in enumerate(self.windows)}
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase | None, out: Path, cache: Cache | None = None) -> "Prepared":
         """Read the texts and the tasks' data; configs of tasks with local data are written to `out`.
 
@@ -88,8 +92,7 @@ class Evaluation:
         for name, text in self.texts.items() if self.reads_texts else ():
             with within(f"texts.{name}"):
                 tokens = text.tokens(tokenizer, cache)
-            for number, protocol in enumerate(self.windows):
-                key = f"{name}_{protocol.seqlen}" if number else name
+            for key, protocol in self.windows_of(name).items():
                 windows[key] = protocol.cut(text, tokens, tokenizer)
         tasks = None
         if self.zero_shot is not None:
