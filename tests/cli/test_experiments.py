@@ -1,5 +1,7 @@
 """Every experiment of conf/ is one that runs: all its points make an experiment, with the settings that it is about."""
 
+import re
+import shlex
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import open_dict
 
 import barber
@@ -125,3 +128,39 @@ def test_a_search_measures_on_validation_text_alone() -> None:
     assert values["objective"].split(".")[2] in values["evals"]["texts"]
     assert str(hydra_config.sweeper.direction) == "minimize"
     experiment(values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the documents tell people to type
+
+ROOT = CONF.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "experiments" / "results").rglob("*.md"))]
+
+
+def commands(text: str) -> Iterator[str]:
+    """The arguments of barber in blocks of code, and in backquotes; not of commands with gaps, as KEY or `...`."""
+    text = re.sub(r"\\\n\s*", "", text)
+    blocks = re.findall(r"^```\n(.*?)^```|((?:^    .*\n)+)", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in (block[0] or block[1]).splitlines()]
+    found = [match[1] for line in lines if (match := re.match(r" *(?:torchrun \S+ -m )?barber(?: (.*))?$", line))]
+    found += [" ".join(code.split()) for code in re.findall(r"`barber ([^`]+)`", text)]
+    for arguments in found:
+        if arguments and not re.search(r"\.\.\.|KEY|--", arguments):
+            yield arguments.removeprefix("-m ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [each for document in DOCUMENTS for each in commands(document.read_text(encoding="utf-8"))]
+)
+def test_commands_of_the_documents_are_understood(arguments: str) -> None:
+    """Every value of a sweep, with the first ones of the others."""
+    overrides = OverridesParser.create().parse_overrides(shlex.split(arguments))
+    values = [
+        list(one.sweep_string_iterator()) if one.is_sweep_override() else [one.get_value_string()] for one in overrides
+    ]
+    for number in range(max(map(len, values))):
+        point = [
+            f"{one.input_line.partition('=')[0]}={choices[number if number < len(choices) else 0]}"
+            for one, choices in zip(overrides, values, strict=True)
+        ]
+        experiment(config_of(*point)[0])
