@@ -16,9 +16,8 @@ from barber.errors import UserError
 from barber.record import RunRecord, digest_of
 from barber.sweeps import objective
 from barber.walk import Walk
-from experiments.report.__main__ import main as report
 from tests import tiny
-from tests.cli.running import TEXT, Result, barber, complaint
+from tests.cli.running import Result, barber, complaint
 
 
 @pytest.fixture(scope="module")
@@ -87,28 +86,6 @@ def test_a_sweep_ends_with_a_table_of_its_points(tokens: Path, tmp_path: Path) -
     assert "calibration.path" not in table  # common to all
     assert f"4 done, 0 skipped, 0 failed; python -m experiments.report {tmp_path / 'out'}" in table
     assert len(records_of(tmp_path / "out")) == 4
-
-
-def test_the_frontier_is_made_from_nothing_but_texts(tmp_path: Path) -> None:
-    """Every method, both lengths, then table and picture."""
-    texts, out = tmp_path / "wikitext-2-raw-v1", tmp_path / "out"
-    texts.mkdir()
-    for part in ("train", "test"):
-        (texts / f"wiki.{part}.raw").write_text(part + TEXT, encoding="utf-8")
-    sizes = ["calibration.nsamples=4", "calibration.seqlen=64", "evals.seqlen=[64,32]"]
-    said = done(barber("experiment=frontier", "model=tiny", f"data_dir={tmp_path}", *sizes, f"hydra.sweep.dir={out}"))
-    records = records_of(out)
-    assert len(records) == len(set(map(str, map(figures, records.values())))) == 13
-    assert f"13 done, 0 skipped, 0 failed; python -m experiments.report {out}" in said
-    for record in records.values():
-        for results in record["results"].values():
-            lengths = {name: found["seqlen"] for name, found in results["perplexity"].items()}
-            assert lengths == {"wikitext2": 64, "wikitext2_32": 32}
-    assert report([str(out)]) == 0
-    table = (out / "report" / "table.md").read_text(encoding="utf-8")
-    assert r"| perplexity, wikitext2 | perplexity, wikitext2\_32 |" in table
-    assert sum(line.startswith("| tiny |") for line in table.splitlines()) == 13
-    assert (out / "report" / "pareto.png").is_file()
 
 
 def test_a_sweep_has_a_folder_of_its_experiments_or_its_runs_name(
