@@ -167,15 +167,25 @@ class Run:
 
     @property
     def walk_seconds(self) -> float | None:
-        """Seconds of the pass over the decoder layers, as if the run had computed all of it."""
-        return sum(self.phases.values()) or (self.record.get("seconds") or {}).get("walk")
+        """Seconds of the pass over the decoder layers and of what comes before it, as if the run had computed all."""
+        walk = (self.record.get("seconds") or {}).get("walk")
+        return None if walk is None else walk + sum(self._before.values())
 
     @property
     def phases(self) -> dict[str, float]:
-        """Seconds by phase of the walk; initial masks that were known from another run cost what they cost there."""
+        """The same seconds by phase; `other` has the gradients of the whole model's loss, where a pruner wants them."""
+        phases = self.record.get("walk_seconds") or {}
+        other = (self.walk_seconds or 0.0) - sum(self._before.values()) - sum(phases.values())
+        return self._before | phases | ({"other": other} if other > 1 else {})
+
+    @property
+    def _before(self) -> dict[str, float]:
+        """Seconds that are not in the record's walk; initial masks known from another run cost what they cost there."""
         initial = self.record.get("initial") or {}
-        known = {"initial masks, in another run": initial.get("seconds") or 0.0} if initial.get("known") else {}
-        return known | (self.record.get("walk_seconds") or {})
+        found = {"allocation": (self.record.get("seconds") or {}).get("allocate")}
+        if initial.get("known"):
+            found["initial masks, in another run"] = initial.get("seconds")
+        return {name: seconds for name, seconds in found.items() if seconds}
 
     @property
     def peak_memory(self) -> int | None:
@@ -302,7 +312,7 @@ def _protocol(found: Mapping[str, Any]) -> Protocol:
 def _settings(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         full = f"{prefix}{key}"
-        if key in _NOT_A_SETTING or full in ("pattern", "metric"):
+        if key in _NOT_A_SETTING or full in ("pattern", "metric") or key == "follow":  # which the method's name has
             continue
         if prefix == "calibration." and (key in _CALIBRATION_SOURCE or key == "_target_"):
             continue

@@ -193,6 +193,18 @@ def test_only_settings_that_vary_are_columns(write: Write, tmp_path: Path) -> No
     assert {"nsamples", "calibration"} <= {column.title for column in built(tmp_path).columns}
 
 
+def test_how_far_steps_follow_the_dense_model_is_in_the_methods_name_alone(write: Write, tmp_path: Path) -> None:
+    for follow in (0.0, 0.5):
+        content = record()
+        content["config"]["update"] = {"alps": {"_target_": "barber.updates.ALPS", "follow": follow}}
+        content["results"]["rebuilt"] = content["results"]["pruned"]
+        write(None, config=content["config"], results=content["results"])
+    content = built(tmp_path)
+    methods = ["Wanda + ALPS (follow 0.5), with reconstruction", "Wanda + ALPS, with reconstruction"]
+    assert [found.point.method for found in content.rows] == ["Dense", *methods]
+    assert not any("follow" in column.title for column in content.columns)
+
+
 def test_a_published_figure_is_compared_under_its_own_protocol_only(write: Write, tmp_path: Path) -> None:
     c4 = (128, 2048, "c4")
     write(None, "Wanda", 7.26 * 1.1, model="llama-7b", seqlen=2048, max_windows=None, calibration=c4)
@@ -292,6 +304,17 @@ def test_initial_masks_of_another_run_cost_what_they_cost_there(write: Write, tm
     content = built(tmp_path)
     assert row(content, "Wanda").cells["walk (s)"].text == "12"
     assert row(content, "Magnitude").cells["walk (s)"].text == "8.0"
+
+
+def test_allocations_and_gradients_of_the_loss_cost_what_they_take(write: Write, tmp_path: Path) -> None:
+    write(None, "Wanda", 60.0, seconds={"walk": 8.0, "allocate": 5.0}, walk_seconds={"select": 8.0})
+    write(None, "GBLM", 59.0, seconds={"walk": 70.0}, walk_seconds={"select": 8.0})
+    content = built(tmp_path)
+    assert row(content, "Wanda").cells["walk (s)"].text == "13"
+    assert row(content, "GBLM").cells["walk (s)"].text == "70"
+    by_method = {points.method_of(run): run for run in records.read([tmp_path], {})[0]}
+    assert by_method["Wanda"].phases == {"allocation": 5.0, "select": 8.0}
+    assert by_method["GBLM"].phases == {"select": 8.0, "other": 62.0}
 
 
 def test_of_runs_with_one_digest_the_later_counts_and_the_other_is_listed(write: Write, tmp_path: Path) -> None:
