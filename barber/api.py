@@ -237,7 +237,7 @@ def allocate(
     """How many weights every linear of a dense model shall lose, for `prune(patterns=...)`.
 
     Args:
-        allocation: `OWL()`, `Error()`, `EvoPress()`.
+        allocation: `OWL()`, `ErrorCurves()`, `EvoPress()`.
         pattern: the sparsity of all of them together, which is exact to one weight.
         watch: told how much is done, and of how much.
 

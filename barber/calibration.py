@@ -189,14 +189,14 @@ class TokenSamples:
         return CalibrationSet(tokens_NL[: self.nsamples, : self.seqlen], f"token ids of {self.path}")
 
 
-def offline(
+def offline_windows(
     nsamples: int = 128, seqlen: int = 2048, seed: int = 0, save: str | None = None, bos: bool = False
 ) -> TextWindows:
     """Windows of the Wikipedia articles that need no download."""
     return TextWindows(OfflineText("calibration"), nsamples, seqlen, seed, save, bos)
 
 
-def text(
+def text_windows(
     path: str,
     column: str = "text",
     nsamples: int = 128,
@@ -209,7 +209,7 @@ def text(
     return TextWindows(TextFiles(path, column), nsamples, seqlen, seed, save, bos)
 
 
-def hub(
+def hub_windows(
     dataset: str,
     split: str = "train",
     column: str = "text",

@@ -117,7 +117,7 @@ def _single(config: DictConfig, hydra_config: Any) -> None:
 
 def _one_of_many(config: DictConfig, hydra_config: Any) -> float | None:
     """A job of a sweep; returns the figure that a search is for."""
-    from barber.record import digest_of
+    from barber.identity import digest_of
     from barber.sweeps import carry_out, objective
 
     values, folder = _resolved(config), Path(hydra_config.runtime.output_dir)
@@ -201,13 +201,20 @@ def _refusal(sentence: str) -> SystemExit:
 
 
 def _digest(*, _root_: DictConfig) -> str:
-    """Twelve characters that tell the jobs of a sweep apart and find a job's folder again, see `digest_of`."""
-    from barber.record import digest_of
+    """Twelve characters that tell the jobs of a sweep apart and find a job's folder again."""
+    from barber.identity import digest_of
 
     own = OmegaConf.create({str(key): node for key, node in _root_.items_ex(resolve=False) if key != "hydra"})
     values = OmegaConf.to_container(own, resolve=True)
     assert isinstance(values, dict)
     return digest_of({str(key): value for key, value in values.items()})[:12]
+
+
+def _job_folder(*, _root_: DictConfig) -> str:
+    """The name of a job's folder in that of its sweep: a job that was done under another name is found."""
+    from barber.record import folder_of_job
+
+    return folder_of_job(Path(_root_.hydra.sweep.dir), str(_root_.name), _digest(_root_=_root_)).name
 
 
 def _choices(choices: Mapping[Any, Any], config: Mapping[Any, Any]) -> dict[str, str | None]:
@@ -231,7 +238,7 @@ def _sweep(*, _root_: DictConfig) -> str:
 
 # Here, where launchers' own processes find it, too: they import this module for `_job`.
 OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
-OmegaConf.register_new_resolver("digest", _digest, replace=True)
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+import barber
 from barber.complaints import did_you_mean
 from barber.errors import UserError, within
 from barber.experiment import Experiment
@@ -61,8 +62,21 @@ def build(node: Any, key: str) -> Any:
     return _call(_find(node["_target_"], key), arguments, key)
 
 
+# Public names that differ from the last part of the internal path that YAML named before there were public ones.
+_RENAMED = {
+    "barber.allocation.Error": "ErrorCurves",
+    "barber.calibration.hub": "hub_windows",
+    "barber.calibration.offline": "offline_windows",
+    "barber.calibration.text": "text_windows",
+}
+
+
 def _find(target: str, key: str) -> Any:
     module, _, name = str(target).rpartition(".")
+    if module.partition(".")[0] == "barber" and (module != "barber" or name not in barber.__all__):
+        public = _RENAMED.get(target, name)
+        near = f"use barber.{public}" if public in barber.__all__ else "see barber.__all__"
+        raise UserError(f"{key}._target_ must be a public name of barber, {target} is none; {near}")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

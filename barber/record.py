@@ -1,11 +1,9 @@
 """The record of a run: everything that is needed to trust its figures, as JSON, written atomically."""
 
-import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +35,7 @@ class RunRecord:
         config: the resolved config.
         overrides: the command line's share in it.
         choices: the chosen option of every config group, `experiment` among them.
-        digest: of the config, see `digest_of`.
+        digest: of the config, see `identity.digest_of`.
         tracking: where a tracker keeps the run.
         machine: device, threads, batch size, precision; `peak_memory_bytes` is that of the walk.
         initial: whether the initial masks were `known` from another run, and the `seconds` that computing them took
@@ -84,21 +82,6 @@ class RunRecord:
         self.write(folder)
 
 
-# Settings that say where things are, what they are called or who is told, and change no figure.
-_NOT_OF_THE_RESULTS = frozenset({"name", "tracker", "resume", "cache", "data_dir", "save"})
-
-
-def digest_of(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a resolved config less names, paths and the tracker: equal for runs that give the same figures."""
-
-    def kept(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {key: kept(value) for key, value in node.items() if key not in _NOT_OF_THE_RESULTS}
-        return [kept(item) for item in node] if isinstance(node, list) else node
-
-    return hashlib.sha256(json.dumps(kept(config), sort_keys=True, default=str).encode()).hexdigest()
-
-
 def successful(folder: Path) -> dict[str, Any] | None:
     """The record of the run that succeeded in a folder; None if there is none."""
     try:
@@ -106,6 +89,17 @@ def successful(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("status") == "success" else None
+
+
+def folder_of_job(sweep: Path, name: str, digest: str) -> Path:
+    """Where a job of a sweep is, or is to go: found by its digest alone, finished ones first, else NAME-DIGEST.
+
+    Args:
+        digest: of the job's config, as many characters of it as folders' names have.
+    """
+    own = sweep / f"{name}-{digest}"
+    there = sorted(folder for folder in sweep.glob(f"*-{digest}") if folder.is_dir())
+    return next((folder for folder in there if successful(folder)), own if own in there or not there else there[0])
 
 
 def package_versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ from barber.errors import BarberError, within
 from barber.evals.cache import ResultCache
 from barber.experiment import Experiment
 from barber.export import MaskFile, model_card
+from barber.identity import counting, digest_of
 from barber.initial import InitialMasks
 from barber.memory import peak_memory, reset_peak_memory
 from barber.models import skeleton
@@ -34,7 +35,7 @@ from barber.patterns import Pattern, Unstructured
 from barber.plots import plot_block_errors, plot_losses
 from barber.preparation import Inputs, prepare, prepare_evaluation
 from barber.ranks import Ranks, joined
-from barber.record import RunRecord, digest_of
+from barber.record import RunRecord
 from barber.tensors import Tensor
 from barber.timing import Stopwatch
 from barber.tracking import Tracking
@@ -88,10 +89,6 @@ def run(
             run_.clean_up()
             tracking.finish(record)
     return record
-
-
-# Settings that finished layers do not depend on.
-_NOT_OF_THE_LAYERS = ("name", "tracker", "evals", "export", "resume", "cache")
 
 
 @dataclass
@@ -168,7 +165,7 @@ class _Run:
         if calibration is None or not (keeps or self.ranks.told(holds_layers(self.folder))):
             return None
         if self.ranks.leads:
-            facts = {key: value for key, value in self.record.config.items() if key not in _NOT_OF_THE_LAYERS}
+            facts = counting(self.record.config, "layers")
             versions = {name: self.record.versions[name] for name in ("torch", "transformers")}
             facts |= {"calibration_digest": calibration.digest, "processes": self.ranks.size, "version": versions}
             self.lock, source = begin(self.folder, facts, may_resume=experiment.resume == "auto")

@@ -41,7 +41,7 @@ Curve = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Error(Allocation):
+class ErrorCurves(Allocation):
     """One sparsity a block (attention, MLP), such that the sum of the blocks' errors is least.
 
     Args:

@@ -7,36 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from barber.identity import counts
 from experiments.report.errors import ReportError
 
 STAGES = ("rebuilt", "pruned", "dense")
-# Settings that say what a run is called, where things are or what else it does; no figure depends on them.
-_NOT_A_SETTING = frozenset(
-    [
-        "name",
-        "seed",
-        "data_dir",
-        "tracker",
-        "export",
-        "resume",
-        "save",
-        "local",
-        "path",
-        "file",
-        "package",
-        "install",
-        "files",
-        "cache",
-        "batch_size",
-        "placement",
-        "stages",
-        "sample",
-        "texts",
-        "perplexity",
-        "agreement",
-        "zero_shot",
-    ]
-)
 _CALIBRATION_SOURCE = frozenset(["dataset", "config", "split", "revision", "windows", "separator", "column"])
 
 
@@ -312,7 +286,7 @@ def _protocol(found: Mapping[str, Any]) -> Protocol:
 def _settings(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         full = f"{prefix}{key}"
-        if key in _NOT_A_SETTING or full in ("pattern", "metric") or key == "follow":  # which the method's name has
+        if not counts(key, "point") or full in ("pattern", "metric") or key == "follow":  # which the method's name has
             continue
         if prefix == "calibration." and (key in _CALIBRATION_SOURCE or key == "_target_"):
             continue

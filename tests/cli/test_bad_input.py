@@ -124,6 +124,19 @@ def test_a_command_line_that_says_nothing_is_refused_before_a_folder_is_made(
 
 
 VALUES = {
+    "pruner._target_=barber.pruners.Wanda": (
+        "pruner._target_ must be a public name of barber, barber.pruners.Wanda is none; use barber.Wanda"
+    ),
+    "allocation=error allocation._target_=barber.allocation.Error": (
+        "allocation._target_ must be a public name of barber, barber.allocation.Error is none; use barber.ErrorCurves"
+    ),
+    "calibration._target_=barber.calibration.offline": (
+        "calibration._target_ must be a public name of barber, barber.calibration.offline is none; "
+        "use barber.offline_windows"
+    ),
+    "pruner._target_=barber.Wandaa": (
+        "pruner._target_ must be a public name of barber, barber.Wandaa is none; see barber.__all__"
+    ),
     "rebuild.barber.alpha=abc": "rebuild.barber.alpha must be a number or auto, not 'abc'",
     "rebuild.barber.alpha=true": "rebuild.barber.alpha must be a number or auto, not True",
     "calibration.nsamples=1.5": "calibration.nsamples must be a whole number, not 1.5",

@@ -17,7 +17,7 @@ import barber
 import barber.cli  # which registers the resolvers
 from barber.config import experiment, resolved
 from barber.experiment import Experiment
-from barber.record import digest_of
+from barber.identity import digest_of
 
 CONF = Path(barber.__file__).parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -119,9 +119,9 @@ def test_the_record_tells_the_config_the_code_the_seeds_and_the_calibration_set(
     assert record["overrides"] == command(inputs, run)[:-1]
     config = record["config"]
     assert config["model"]["path"] == str(inputs / "model")
-    assert config["pattern"] == {"_target_": "barber.patterns.NM", "n": 2, "m": 4}
+    assert config["pattern"] == {"_target_": "barber.NM", "n": 2, "m": 4}
     assert config["rebuild"]["barber"]["alpha"] == 0.1
-    assert config["rebuild"]["barber"]["metric"] == {"_target_": "barber.metrics.WeightGradient"}
+    assert config["rebuild"]["barber"]["metric"] == {"_target_": "barber.WeightGradient"}
     assert (config["evals"], config["seed"]) == (None, 0)
     assert "${" not in json.dumps(config)
     assert {"python", "llm-barber", "torch", "transformers", "safetensors"} <= set(record["versions"])

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from barber import runner, sweeps
+from barber import identity, runner, sweeps
 from barber.errors import UserError
-from barber.record import RunRecord, digest_of
+from barber.identity import counting, digest_of
+from barber.record import RunRecord
 from barber.sweeps import objective
 from barber.walk import Walk
 from tests import tiny
@@ -274,6 +275,34 @@ def test_names_and_places_make_no_other_run(key: str, value: str) -> None:
     assert digest_of(config | {"x": [{"data_dir": value}]}) == digest_of(config)
     assert digest_of(config | {"pattern": {"sparsity": 0.6}}) != digest_of(config)
     assert digest_of(config | {"seed": 1}) != digest_of(config)
+
+
+def test_a_key_that_is_added_later_makes_no_other_run_where_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {"rebuild": {"swaps": {"rounds": 50}}, "evals": {"texts": {"ptb": {"split": "test"}}}}
+    after = {"rebuild": {"swaps": {"rounds": 50, "made_up": 0}}, "evals": before["evals"], "made_up_group": None}
+    assert digest_of(after) != digest_of(before)
+    monkeypatch.setattr(identity, "_ADDED", {"rebuild.*.made_up": 0, "made_up_group": None})
+    assert digest_of(after) == digest_of(before)
+    for value in (1, None, "0"):
+        other = {**after, "rebuild": {"swaps": {"rounds": 50, "made_up": value}}}
+        assert digest_of(other) != digest_of(before)
+
+
+def test_finished_layers_do_not_depend_on_what_comes_after_them() -> None:
+    config = {"evals": {"seqlen": 8}, "export": None, "batch_size": 2, "update": {"reconstruct": {"batch_size": 2}}}
+    layers = counting(config, "layers")
+    assert layers == {"batch_size": 2, "update": {"reconstruct": {"batch_size": 2}}}
+    assert digest_of(config) != digest_of(config | {"evals": None})
+
+
+def test_a_finished_job_is_found_whatever_its_name(tokens: Path, tmp_path: Path) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out", "name=first")))
+    (folder,) = (path.parent for path in (tmp_path / "out").glob("*/record.json"))
+    assert folder.name.startswith("first-")
+    assert "0 done, 1 skipped, 0 failed" in done(barber(*sweep(tokens, tmp_path / "out", "name=second")))
+    renamed = folder.rename(folder.with_name(f"third-{folder.name.partition('-')[2]}"))
+    assert "0 done, 1 skipped, 0 failed" in done(barber(*sweep(tokens, tmp_path / "out")))
+    assert [path.parent for path in (tmp_path / "out").glob("*/record.json")] == [renamed]
 
 
 def test_a_job_is_found_in_its_folder_by_the_digest_in_its_record(tokens: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, PreTrainedModel
 
 from barber.activations import Shelf
-from barber.allocation import OWL, Allocation, Error, EvoPress, Setting
+from barber.allocation import OWL, Allocation, ErrorCurves, EvoPress, Setting
 from barber.allocation.base import rounded
 from barber.allocation.error import Curve, cheapest, lower_hull
 from barber.allocation.evopress import Ladder
@@ -37,7 +37,7 @@ SAMPLES, LENGTH = 5, 16  # samples that batches of 2 do not divide
 TOKENS_NL = tiny.tokens(SAMPLES, LENGTH)
 
 SEARCH = EvoPress(generations=4, offspring=4, survivors=[2, 1], tokens=[LENGTH, SAMPLES * LENGTH], step=0.05)
-METHODS: dict[str, Allocation] = {"owl": OWL(), "error": Error(levels=3), "evopress": SEARCH}
+METHODS: dict[str, Allocation] = {"owl": OWL(), "error": ErrorCurves(levels=3), "evopress": SEARCH}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
@@ -268,8 +268,8 @@ def test_processes_agree_with_each_other_and_with_one_alone(tmp_path: Path) -> N
     [
         (lambda: OWL(outlier=0), "outlier must be above 0, not 0"),
         (lambda: OWL(spread=0.5), "spread must be at least 0 and below 0.5, not 0.5"),
-        (lambda: Error(spread=0), "spread must be above 0 and below 1, not 0"),
-        (lambda: Error(levels=1), "levels must be at least 2, not 1"),
+        (lambda: ErrorCurves(spread=0), "spread must be above 0 and below 1, not 0"),
+        (lambda: ErrorCurves(levels=1), "levels must be at least 2, not 1"),
         (lambda: EvoPress(generations=0), "generations must be at least 1, not 0"),
         (lambda: EvoPress(offspring=0), "offspring must be at least 1, not 0"),
         (lambda: EvoPress(survivors=[4, 2]), r"survivors must be whole numbers that end with 1, not \[4, 2\]"),
@@ -316,7 +316,7 @@ def test_a_blocks_error_is_that_of_its_layers_output_with_all_else_dense(name: s
     """Of the MLPs: nothing of the layer comes after them that would have to be held."""
     model = tiny.model(name)
     dense = outputs_of_layers(model)
-    curves = Error(spread=0.3, levels=3).measure(setting(model))
+    curves = ErrorCurves(spread=0.3, levels=3).measure(setting(model))
     assert len(curves) == 2 * len(dense)
     for number, layer in enumerate(Decoder(model).layers):
         block = layer.blocks[1]
@@ -344,20 +344,20 @@ def test_the_error_of_attention_is_what_it_adds_to_the_stream() -> None:
     outputs_of_layers(model)
     handle.remove()
     error_NL = (added[0] - added[1]).square().sum(dim=-1) / dense_NLD.square().sum(dim=-1)
-    curve = dict(Error(levels=3).measure(setting(model))[0])
+    curve = dict(ErrorCurves(levels=3).measure(setting(model))[0])
     assert curve[sum(counts.values())] == pytest.approx(error_NL.mean().item(), rel=1e-4)
 
 
 def test_the_errors_are_measured_around_the_sparsity() -> None:
-    assert Error().sparsities(0.5) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7])
-    assert Error().sparsities(0.1) == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert Error(spread=0.3, levels=2).sparsities(0.9) == pytest.approx([0.6, 0.9, 0.95])
-    assert Error().sparsities(0.97) == pytest.approx([0.77, 0.87, 0.97])
+    assert ErrorCurves().sparsities(0.5) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7])
+    assert ErrorCurves().sparsities(0.1) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert ErrorCurves(spread=0.3, levels=2).sparsities(0.9) == pytest.approx([0.6, 0.9, 0.95])
+    assert ErrorCurves().sparsities(0.97) == pytest.approx([0.77, 0.87, 0.97])
 
 
 def test_the_allocation_costs_less_than_the_uniform_one() -> None:
     """By the measured curves, the uniform sparsity being one of the points; straight lines between them."""
-    model, method = tiny.model(num_hidden_layers=4), Error()
+    model, method = tiny.model(num_hidden_layers=4), ErrorCurves()
     curves = method.measure(setting(model))
     counts = method.allocate(setting(model))
     cost = uniform = 0.0

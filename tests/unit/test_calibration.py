@@ -145,7 +145,7 @@ def test_too_few_samples_or_tokens_are_refused(field: str, value: int, least: in
 
 
 def test_offline_calibration_does_not_see_the_evaluation_part() -> None:
-    assert calibration.offline(nsamples=2, seqlen=8).text == OfflineText("calibration")
+    assert calibration.offline_windows(nsamples=2, seqlen=8).text == OfflineText("calibration")
 
 
 def test_text_files_are_joined_by_a_blank_line_in_the_order_of_their_names(
@@ -156,27 +156,27 @@ def test_text_files_are_joined_by_a_blank_line_in_the_order_of_their_names(
         (tmp_path / name).write_text(content, encoding="utf-8")
     whole = "first\n\nsecond\n\nthírd"
     length = len(whole.encode())
-    samples = calibration.text(str(tmp_path), nsamples=1, seqlen=length).sample(tokenizer)
+    samples = calibration.text_windows(str(tmp_path), nsamples=1, seqlen=length).sample(tokenizer)
     assert tokenizer.decode(samples.tokens_NL[0]) == whole
-    by_pattern = calibration.text(str(tmp_path / "*.txt"), nsamples=1, seqlen=5).sample(tokenizer)
+    by_pattern = calibration.text_windows(str(tmp_path / "*.txt"), nsamples=1, seqlen=5).sample(tokenizer)
     assert tokenizer.decode(by_pattern.tokens_NL[0]) == "first"
 
 
 def test_a_folder_without_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match=r"^path must be text files or a folder of them; .* has none$"):
-        calibration.text(str(tmp_path)).sample(tokenizer)
+        calibration.text_windows(str(tmp_path)).sample(tokenizer)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UserError, match=r"^path must be UTF-8 text files"):
-        calibration.text(str(tmp_path)).sample(tokenizer)
+        calibration.text_windows(str(tmp_path)).sample(tokenizer)
 
 
 def test_a_model_without_a_tokenizer_needs_token_ids(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(UserError, match="the model has no tokenizer"):
-        calibration.text(str(tmp_path)).sample(None)
+        calibration.text_windows(str(tmp_path)).sample(None)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
@@ -311,11 +311,11 @@ def test_a_data_set_is_drawn_from_by_document_or_as_one_text(
 ) -> None:
     data = documents(tmp_path, [LETTERS, "", DIGITS])
     place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 300, "seqlen": 5, "seed": 3}
-    by_document = calibration.hub("org/name", **place).sample(tokenizer)
+    by_document = calibration.hub_windows("org/name", **place).sample(tokenizer)
     assert by_document.digest == windows(tmp_path, [LETTERS, "", DIGITS], 300, 5, 3)[0].digest
     for separator in (" ", "\n\n"):
         settings = place if separator == " " else place | {"separator": separator}
-        by_text = calibration.hub("org/name", windows="text", **settings).sample(tokenizer)
+        by_text = calibration.hub_windows("org/name", windows="text", **settings).sample(tokenizer)
         whole = separator.join([LETTERS, "", DIGITS])
         assert set(tokenizer.batch_decode(by_text.tokens_NL)) == {whole[i : i + 5] for i in range(len(whole) - 4)}
         assert (by_text.source, by_text.seed) == (by_document.source, 3)
@@ -324,12 +324,12 @@ def test_a_data_set_is_drawn_from_by_document_or_as_one_text(
 def test_short_rows_are_of_use_as_one_text_only(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = documents(tmp_path, ["no", "it", "was"])
     place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 1, "seqlen": 9}
-    by_text = calibration.hub("org/name", windows="text", **place).sample(tokenizer)
+    by_text = calibration.hub_windows("org/name", windows="text", **place).sample(tokenizer)
     assert tokenizer.decode(by_text.tokens_NL[0]) == "no it was"
-    sentence = complaint(lambda: calibration.hub("org/name", **place).sample(tokenizer))
+    sentence = complaint(lambda: calibration.hub_windows("org/name", **place).sample(tokenizer))
     assert sentence.startswith("seqlen must be below 3, ")
     sentence = complaint(
-        lambda: calibration.hub("org/name", windows="text", **place | {"seqlen": 10}).sample(tokenizer)
+        lambda: calibration.hub_windows("org/name", windows="text", **place | {"seqlen": 10}).sample(tokenizer)
     )
     assert sentence.startswith("seqlen must be at most 9, ")
 
@@ -337,8 +337,8 @@ def test_short_rows_are_of_use_as_one_text_only(tmp_path: Path, tokenizer: PreTr
 def test_every_setting_of_a_data_set_reaches_it() -> None:
     about = {"config": "raw", "revision": "1a2b", "files": "a.json.gz", "local": ("a", "b"), "data_dir": "folder"}
     expected = DataSet("org/name", "test", "sentence", **about)
-    by_document = calibration.hub("org/name", "test", "sentence", **about, save="a.safetensors")
-    by_text = calibration.hub("org/name", "test", "sentence", **about, windows="text", save="a.safetensors")
+    by_document = calibration.hub_windows("org/name", "test", "sentence", **about, save="a.safetensors")
+    by_text = calibration.hub_windows("org/name", "test", "sentence", **about, windows="text", save="a.safetensors")
     assert by_document == DocumentWindows(expected, save="a.safetensors")
     assert isinstance(by_text, TextWindows) and by_text.text.data == expected
     assert by_text.save == "a.safetensors"
@@ -349,7 +349,7 @@ def test_a_mistake_in_the_data_set_is_told_by_the_setting_that_is_wrong(
     tmp_path: Path, how: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     data = documents(tmp_path, [LETTERS])
-    made = calibration.hub("org/name", column="sentence", local=data.local, data_dir=data.data_dir, windows=how)
+    made = calibration.hub_windows("org/name", column="sentence", local=data.local, data_dir=data.data_dir, windows=how)
     assert complaint(lambda: made.sample(tokenizer)).startswith(f"column must be a column of {tmp_path}")
 
 
@@ -371,7 +371,7 @@ def with_bos(own: bool) -> PreTrainedTokenizerBase:
 def test_every_sample_can_begin_with_bos_which_counts_as_one_of_its_tokens(tmp_path: Path, how: str, own: bool) -> None:
     data, tokenizer = documents(tmp_path, [LETTERS]), with_bos(own)
     place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 200, "seqlen": 5}
-    tokens_NL = calibration.hub("org/name", windows=how, bos=True, **place).sample(tokenizer).tokens_NL
+    tokens_NL = calibration.hub_windows("org/name", windows=how, bos=True, **place).sample(tokenizer).tokens_NL
     assert tokens_NL.shape == (200, 5)
     assert (tokens_NL[:, 0] == tokenizer.bos_token_id).all()
     assert set(tokenizer.batch_decode(tokens_NL[:, 1:])) == {LETTERS[i : i + 4] for i in range(len(LETTERS) - 3)}
@@ -382,8 +382,11 @@ def test_bos_takes_the_place_of_a_token_where_a_text_is_short(tmp_path: Path, ho
     data, tokenizer = documents(tmp_path, [DIGITS]), with_bos(own=True)
     place = {"local": data.local, "data_dir": data.data_dir, "nsamples": 3, "bos": True, "windows": how}
     longest = len(DIGITS) + (how == "text")
-    assert calibration.hub("org/name", **place, seqlen=longest).sample(tokenizer).tokens_NL.shape == (3, longest)
-    sentence = complaint(lambda: calibration.hub("org/name", **place, seqlen=longest + 1).sample(tokenizer))
+    assert calibration.hub_windows("org/name", **place, seqlen=longest).sample(tokenizer).tokens_NL.shape == (
+        3,
+        longest,
+    )
+    sentence = complaint(lambda: calibration.hub_windows("org/name", **place, seqlen=longest + 1).sample(tokenizer))
     bound = "below" if how == "document" else "at most"
     assert sentence.startswith(f"seqlen must be {bound} {len(DIGITS) + 1}, ")
 
@@ -393,7 +396,7 @@ def test_bos_is_refused_where_the_tokenizer_has_none(
     tmp_path: Path, how: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     data = documents(tmp_path, [LETTERS])
-    made = calibration.hub("org/name", bos=True, local=data.local, data_dir=data.data_dir, windows=how)
+    made = calibration.hub_windows("org/name", bos=True, local=data.local, data_dir=data.data_dir, windows=how)
     assert complaint(lambda: made.sample(tokenizer)) == (
         "bos must be false, the model's tokenizer has no beginning-of-sequence token"
     )
@@ -514,10 +517,10 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda name: calibration.offline(save=name),
-        lambda name: calibration.text("folder", save=name),
-        lambda name: calibration.hub("org/name", save=name),
-        lambda name: calibration.hub("org/name", windows="text", save=name),
+        lambda name: calibration.offline_windows(save=name),
+        lambda name: calibration.text_windows("folder", save=name),
+        lambda name: calibration.hub_windows("org/name", save=name),
+        lambda name: calibration.hub_windows("org/name", windows="text", save=name),
         lambda name: TokenSamples("ids.safetensors", save=name),
     ],
     ids=["offline", "text", "documents", "rows", "tokens"],
