@@ -7,25 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from barber.allocation import OWL, ErrorCurves, EvoPress
     from barber.api import BlockReport, Report, allocate, prune
-    from barber.cache import Cache
-    from barber.calibration import TokenSamples, hub_windows, offline_windows, text_windows
-    from barber.comparison import Comparison, compare
-    from barber.engine import Engine
+    from barber.data.calibration import TokenSamples, hub_windows, offline_windows, text_windows
+    from barber.data.texts import OfflineText, TextFiles, TokenFile, corpus
     from barber.errors import BarberError, NumericsError, UserError
     from barber.evals import Agreement, Sample, ZeroShot
     from barber.evals.evaluation import evaluation
-    from barber.export import HuggingFaceFolder, MaskFile
-    from barber.metrics import Gradient, Weight, WeightGradient
-    from barber.models import Packaged, Pretrained, RandomModel
-    from barber.patterns import NM, Unstructured
-    from barber.precision import Precision
-    from barber.pruners import GBLM, RIA, Magnitude, Random, SparseGPT, Wanda, WandaPlus
-    from barber.rebuild import Barber, DSnoT, Swaps
-    from barber.texts import OfflineText, TextFiles, TokenFile, corpus
-    from barber.tracking import Wandb
-    from barber.updates import ADMM, ALPS, LeastSquares, Reconstruct, SparseGPTUpdate
+    from barber.methods.metrics import Gradient, Weight, WeightGradient
+    from barber.methods.patterns import NM, Unstructured
+    from barber.methods.pruners import GBLM, RIA, Magnitude, Random, SparseGPT, Wanda, WandaPlus
+    from barber.methods.rebuild import Barber, DSnoT, Swaps
+    from barber.methods.updates import ADMM, ALPS, LeastSquares, Reconstruct, SparseGPTUpdate
+    from barber.model.engine import Engine
+    from barber.model.sources import Packaged, Pretrained, RandomModel
+    from barber.run.compare import Comparison, compare
+    from barber.run.export import HuggingFaceFolder, MaskFile
+    from barber.run.tracking import Wandb
+    from barber.runtime.cache import Cache
+    from barber.runtime.precision import Precision
+    from barber.walk.allocation import OWL, ErrorCurves, EvoPress
 
 __all__ = [
     "ADMM",
@@ -84,25 +84,25 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "allocation": ("OWL", "ErrorCurves", "EvoPress"),
+    "walk.allocation": ("OWL", "ErrorCurves", "EvoPress"),
     "api": ("BlockReport", "Report", "allocate", "prune"),
-    "cache": ("Cache",),
-    "calibration": ("TokenSamples", "hub_windows", "offline_windows", "text_windows"),
-    "comparison": ("Comparison", "compare"),
-    "engine": ("Engine",),
+    "runtime.cache": ("Cache",),
+    "data.calibration": ("TokenSamples", "hub_windows", "offline_windows", "text_windows"),
+    "run.compare": ("Comparison", "compare"),
+    "model.engine": ("Engine",),
     "errors": ("BarberError", "NumericsError", "UserError"),
     "evals": ("Agreement", "Sample", "ZeroShot"),
     "evals.evaluation": ("evaluation",),
-    "export": ("HuggingFaceFolder", "MaskFile"),
-    "metrics": ("Gradient", "Weight", "WeightGradient"),
-    "models": ("Packaged", "Pretrained", "RandomModel"),
-    "patterns": ("NM", "Unstructured"),
-    "precision": ("Precision",),
-    "pruners": ("GBLM", "RIA", "Magnitude", "Random", "SparseGPT", "Wanda", "WandaPlus"),
-    "rebuild": ("Barber", "DSnoT", "Swaps"),
-    "texts": ("OfflineText", "TextFiles", "TokenFile", "corpus"),
-    "tracking": ("Wandb",),
-    "updates": ("ADMM", "ALPS", "LeastSquares", "Reconstruct", "SparseGPTUpdate"),
+    "run.export": ("HuggingFaceFolder", "MaskFile"),
+    "methods.metrics": ("Gradient", "Weight", "WeightGradient"),
+    "model.sources": ("Packaged", "Pretrained", "RandomModel"),
+    "methods.patterns": ("NM", "Unstructured"),
+    "runtime.precision": ("Precision",),
+    "methods.pruners": ("GBLM", "RIA", "Magnitude", "Random", "SparseGPT", "Wanda", "WandaPlus"),
+    "methods.rebuild": ("Barber", "DSnoT", "Swaps"),
+    "data.texts": ("OfflineText", "TextFiles", "TokenFile", "corpus"),
+    "run.tracking": ("Wandb",),
+    "methods.updates": ("ADMM", "ALPS", "LeastSquares", "Reconstruct", "SparseGPTUpdate"),
 }
 
 

@@ -9,23 +9,23 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from barber.activations import DENSE_SETS, SETS, Place, Shelf
-from barber.allocation import Allocation, Setting, Watch
-from barber.checkpoint import Checkpoint, Difference
-from barber.checks import check_architecture, check_methods, check_tokens, resolve_device
-from barber.decoder import Decoder
 from barber.errors import UserError
-from barber.initial import InitialMasks
-from barber.loss_gradients import loss_gradients
-from barber.memory import physical_memory
-from barber.patterns import Exactly, Pattern, Unstructured
-from barber.precision import Precision
-from barber.pruners import Pruner
-from barber.ranks import Ranks
-from barber.rebuild import Rebuild
-from barber.tensors import Tensor
-from barber.walk import BlockResult, Schedule, Walk
-from barber.weights import InMemory, Weights
+from barber.methods.patterns import Exactly, Pattern, Unstructured
+from barber.methods.pruners import Pruner
+from barber.methods.rebuild import Rebuild
+from barber.model.checkpoint import Checkpoint, Difference
+from barber.model.decoder import Decoder
+from barber.model.weights import InMemory, Weights
+from barber.runtime.activations import DENSE_SETS, SETS, Place, Shelf
+from barber.runtime.distributed import Ranks
+from barber.runtime.memory import physical_memory
+from barber.runtime.precision import Precision
+from barber.runtime.tensors import Tensor
+from barber.walk.allocation import Allocation, Setting, Watch
+from barber.walk.checks import check_architecture, check_methods, check_tokens, resolve_device
+from barber.walk.initial import InitialMasks
+from barber.walk.loss_gradients import loss_gradients
+from barber.walk.walk import BlockResult, Schedule, Walk
 
 _BLOCKS_OF_A_LAYER = 2
 

@@ -75,7 +75,7 @@ def _summarise() -> int:
     """What became of a sweep, if this was one; returns the exit code."""
     if not _sweeps:
         return 0
-    from barber.sweeps import summary
+    from barber.run.sweeps import summary
 
     return summary(*_sweeps.pop())
 
@@ -107,7 +107,7 @@ def _job(config: DictConfig) -> float | None:
 
 
 def _single(config: DictConfig, hydra_config: Any) -> None:
-    from barber.display import show
+    from barber.run.display import show
 
     values, folder = _resolved(config), Path(hydra_config.runtime.output_dir)
     record = _run(values, hydra_config, folder)
@@ -117,8 +117,8 @@ def _single(config: DictConfig, hydra_config: Any) -> None:
 
 def _one_of_many(config: DictConfig, hydra_config: Any) -> float | None:
     """A job of a sweep; returns the figure that a search is for."""
-    from barber.identity import digest_of
-    from barber.sweeps import carry_out, objective
+    from barber.run.identity import digest_of
+    from barber.run.sweeps import carry_out, objective
 
     values, folder = _resolved(config), Path(hydra_config.runtime.output_dir)
     results = carry_out(
@@ -137,7 +137,7 @@ def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | 
     from transformers.utils.logging import disable_progress_bar
 
     from barber.config import experiment
-    from barber.runner import run
+    from barber.run.runner import run
 
     disable_progress_bar()  # the run has bars of its own
     _refuse_merged(hydra_config.overrides.task, values)
@@ -166,7 +166,7 @@ class KeepFinishedRuns(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look into the folder of a single run."""
-        from barber.record import FILE, successful
+        from barber.run.record import FILE, successful
 
         HydraConfig.instance().set_config(config)  # its name asks for the choices, which Hydra would set up later
         folder = _made("hydra.run.dir", Path(config.hydra.run.dir))
@@ -175,7 +175,7 @@ class KeepFinishedRuns(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin a sweep."""
-        from barber.sweeps import position
+        from barber.run.sweeps import position
 
         HydraConfig.instance().set_config(config)
         if _TOGETHER:
@@ -202,7 +202,7 @@ def _refusal(sentence: str) -> SystemExit:
 
 def _digest(*, _root_: DictConfig) -> str:
     """Twelve characters that tell the jobs of a sweep apart and find a job's folder again."""
-    from barber.identity import digest_of
+    from barber.run.identity import digest_of
 
     own = OmegaConf.create({str(key): node for key, node in _root_.items_ex(resolve=False) if key != "hydra"})
     values = OmegaConf.to_container(own, resolve=True)
@@ -212,7 +212,7 @@ def _digest(*, _root_: DictConfig) -> str:
 
 def _job_folder(*, _root_: DictConfig) -> str:
     """The name of a job's folder in that of its sweep: a job that was done under another name is found."""
-    from barber.record import folder_of_job
+    from barber.run.record import folder_of_job
 
     return folder_of_job(Path(_root_.hydra.sweep.dir), str(_root_.name), _digest(_root_=_root_)).name
 

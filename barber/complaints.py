@@ -1,13 +1,14 @@
 """Hydra's and OmegaConf's errors about the command line, in one sentence each."""
 
 import re
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from importlib.resources import files
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from barber.errors import did_you_mean
 
 
 def sentence(error: Exception) -> str:
@@ -43,24 +44,6 @@ def nameless_choice(arguments: Sequence[str]) -> str | None:
         if known and choice not in known:
             return _choice_sentence(group, choice, known)
     return None
-
-
-def did_you_mean(
-    name: str, known: list[str], prefix: str = "", below: Mapping[str, Sequence[str]] | None = None
-) -> str:
-    """What may have been meant, or all there is: the tail of a sentence.
-
-    Args:
-        below: keys that the known ones have below them, which are looked at where no known one is near.
-    """
-    close = get_close_matches(name, known, n=1)
-    if not close:
-        deeper = [(inner, f"{outer}.{inner}") for outer, inners in (below or {}).items() for inner in inners]
-        near = get_close_matches(name, [inner for inner, _ in deeper], n=1)
-        close = [path for inner, path in deeper if inner in near][:1]
-    if close:
-        return f", did you mean {prefix}{close[0]}?"
-    return f"; there is {', '.join(prefix + other for other in known)}" if known else ""
 
 
 def _choice_sentence(group: str, choice: str, known: Sequence[str]) -> str:

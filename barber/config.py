@@ -14,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import barber
-from barber.complaints import did_you_mean
-from barber.errors import UserError, within
-from barber.experiment import Experiment
+from barber.errors import UserError, did_you_mean, within
+from barber.run.experiment import Experiment
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What can go wrong, by whose fault it is; each error is one sentence that says what would be right."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class BarberError(Exception):
@@ -64,3 +65,21 @@ def require_positive(component: object, field: str) -> None:
     """Refuse a component whose field is not above 0."""
     if not getattr(component, field) > 0:
         raise UserError(f"must be above 0, not {getattr(component, field)}", field=field)
+
+
+def did_you_mean(
+    name: str, known: list[str], prefix: str = "", below: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """What may have been meant, or all there is: the tail of a sentence.
+
+    Args:
+        below: keys that the known ones have below them, which are looked at where no known one is near.
+    """
+    close = get_close_matches(name, known, n=1)
+    if not close:
+        deeper = [(inner, f"{outer}.{inner}") for outer, inners in (below or {}).items() for inner in inners]
+        near = get_close_matches(name, [inner for inner, _ in deeper], n=1)
+        close = [path for inner, path in deeper if inner in near][:1]
+    if close:
+        return f", did you mean {prefix}{close[0]}?"
+    return f"; there is {', '.join(prefix + other for other in known)}" if known else ""

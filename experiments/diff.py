@@ -7,8 +7,8 @@ Masks are compared where both folders hold them: exported with export=masks.
 
 import sys
 
-from barber.comparison import compare
 from barber.errors import UserError
+from barber.run.compare import compare
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:

@@ -18,7 +18,7 @@ from torch import distributed
 # Not barber.cli: it looks at the rank when it is imported.
 _IMPORTED_BEFORE = [
     "barber.config",
-    "barber.display",
+    "barber.run.display",
     "hydra.main",
     "hydra._internal.config_loader_impl",
     "transformers.models.llama.modeling_llama",

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from barber.decoder import Decoder
 from barber.errors import NumericsError, UserError
 from barber.evals.forward import Batch, BlockOutputs
 from barber.evals.windows import Windows
-from barber.tensors import Tensor
+from barber.model.decoder import Decoder
+from barber.runtime.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from barber.cache import Cache, Entry
-from barber.tensors import Tensor
-from barber.weights import InMemory, Weights
+from barber.model.weights import InMemory, Weights
+from barber.runtime.cache import Cache, Entry
+from barber.runtime.tensors import Tensor
 
 log = logging.getLogger("barber")
 

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from barber.activations import Place
-from barber.cache import Cache
-from barber.decoder import Decoder
+from barber.data.texts import Text
 from barber.errors import UserError, within
 from barber.evals.agreement import Agreement, Divergence, Reference
 from barber.evals.cache import ResultCache, keep, kept_results, kept_tensors
@@ -24,9 +22,11 @@ from barber.evals.tasks import Tasks
 from barber.evals.watch import Watch
 from barber.evals.windows import WindowProtocol, Windows
 from barber.evals.zero_shot import ZeroShot
-from barber.products import fast_linears
-from barber.texts import Text
-from barber.weights import Stage, Weights
+from barber.model.decoder import Decoder
+from barber.model.weights import Stage, Weights
+from barber.runtime.activations import Place
+from barber.runtime.cache import Cache
+from barber.runtime.products import fast_linears
 
 log = logging.getLogger("barber")
 

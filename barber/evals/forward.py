@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from barber.activations import Place, Shelf
-from barber.blocks import main_output
-from barber.decoder import Decoder
-from barber.tensors import Tensor, batches
-from barber.weights import InMemory, Weights
+from barber.model.blocks import main_output
+from barber.model.decoder import Decoder
+from barber.model.weights import InMemory, Weights
+from barber.runtime.activations import Place, Shelf
+from barber.runtime.tensors import Tensor, batches
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from barber.errors import NumericsError
 from barber.evals.forward import Batch
 from barber.evals.windows import Windows
-from barber.tensors import Tensor
+from barber.runtime.tensors import Tensor
 
 
 @dataclass

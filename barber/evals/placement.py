@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from barber.decoder import Decoder
-from barber.tensors import Tensor, moved, replaced_forward
-from barber.weights import InMemory, Streamed, Weights
+from barber.model.decoder import Decoder
+from barber.model.weights import InMemory, Streamed, Weights
+from barber.runtime.tensors import Tensor, moved, replaced_forward
 
 Placement = Literal["auto", "whole", "layers"]
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
+from barber.data.datasets import DEFAULT_FOLDER, find, read_rows
 from barber.errors import UserError, within
-from barber.hub import offline_if_unreachable
-from barber.sources import DEFAULT_FOLDER, find, read_rows
+from barber.runtime.hub import offline_if_unreachable
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 

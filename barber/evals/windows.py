@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from barber.data.texts import Corpus, Text, Tokens, leading_bos, without_leading
 from barber.errors import UserError
-from barber.tensors import Tensor
-from barber.texts import Corpus, Text, Tokens, leading_bos, without_leading
+from barber.runtime.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.data.datasets import DEFAULT_FOLDER
 from barber.errors import BarberError, UserError
 from barber.evals.tasks import TaskFolder, Tasks, digest, load_tasks, reason
 from barber.evals.watch import Watch
-from barber.hub import reachable
-from barber.sources import DEFAULT_FOLDER
+from barber.runtime.hub import reachable
 
 SEVEN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 

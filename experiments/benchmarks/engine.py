@@ -29,14 +29,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a checkout that is not installed will do
 
 from barber import Barber, Unstructured, Wanda, prune
-from barber.blocks import Layer
-from barber.checkpoint import Checkpoint
-from barber.decoder import Decoder
-from barber.memory import keep_freed_memory
-from barber.models import hollow
-from barber.precision import Precision
-from barber.products import fast_linears
-from barber.weights import InMemory, Streamed, Weights
+from barber.model.blocks import Layer
+from barber.model.checkpoint import Checkpoint
+from barber.model.decoder import Decoder
+from barber.model.sources import hollow
+from barber.model.weights import InMemory, Streamed, Weights
+from barber.runtime.memory import keep_freed_memory
+from barber.runtime.precision import Precision
+from barber.runtime.products import fast_linears
 from experiments.benchmarks.plain import plain_wanda_barber
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from barber.identity import counts
+from barber.run.identity import counts
 from experiments.report.errors import ReportError
 
 STAGES = ("rebuilt", "pruned", "dense")

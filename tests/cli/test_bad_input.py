@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from barber import models, wikipedia
-from barber.families import supported
+from barber.data import wikipedia
+from barber.model import sources as models
+from barber.model.families import supported
 from tests import tiny
 from tests.cli.running import barber, complaint, record_of, save_model, write_inputs
 

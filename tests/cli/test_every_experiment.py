@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from barber import runner
+from barber.run import runner
 from experiments.report.__main__ import main as report
 from tests.cli.running import barber
 

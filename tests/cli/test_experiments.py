@@ -16,8 +16,8 @@ from omegaconf import open_dict
 import barber
 import barber.cli  # which registers the resolvers
 from barber.config import experiment, resolved
-from barber.experiment import Experiment
-from barber.identity import digest_of
+from barber.run.experiment import Experiment
+from barber.run.identity import digest_of
 
 CONF = Path(barber.__file__).parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 import barber as package
-from barber import runner
-from barber.experiment import Experiment
-from barber.models import Packaged
-from barber.patterns import Unstructured
-from barber.pruners import Magnitude, SparseGPT, Wanda
+from barber.methods.patterns import Unstructured
+from barber.methods.pruners import Magnitude, SparseGPT, Wanda
+from barber.model.sources import Packaged
+from barber.run import runner
+from barber.run.experiment import Experiment
 from tests.cli.running import barber
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from barber import runner
-from barber.passes import LayerWork
-from barber.tracking import Wandb
-from barber.walk import Walk
+from barber.run import runner
+from barber.run.tracking import Wandb
+from barber.walk.passes import LayerWork
+from barber.walk.walk import Walk
 from tests import tiny
 from tests.cli.running import Result, barber, complaint, record_of, save_model
 from tests.processes import Outcome, launch
@@ -249,7 +249,8 @@ def test_a_real_process_is_refused_while_it_runs_and_gone_on_with_when_it_is_kil
     out = tmp_path / "run"
     program = """
 import sys, time
-from barber import cli, checkpoint
+from barber import cli
+from barber.model import checkpoint
 
 finish = checkpoint.Checkpoint.finish_layer
 

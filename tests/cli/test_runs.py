@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from barber import NM, Barber, Wanda, prune
-from barber.calibration import CalibrationSet
-from barber.tracking import Wandb
+from barber.data.calibration import CalibrationSet
+from barber.run.tracking import Wandb
 from tests import tiny
 from tests.cli.running import TEXT, Result, barber, linear_weights, record_of, save_model, write_inputs
 
@@ -393,7 +393,7 @@ def test_an_interrupted_run_ends_with_a_word_and_a_record(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("barber.runner.prune", interrupt)
+    monkeypatch.setattr("barber.run.runner.prune", interrupt)
     result = barber(*command(inputs, tmp_path))
     assert (result.code, result.err) == (130, "barber: interrupted\n")
     assert record_of(tmp_path)["status"] == "failed"
@@ -410,7 +410,7 @@ def test_an_export_that_breaks_off_leaves_nothing_half_written(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", break_off)
-    monkeypatch.setattr("barber.export.save_file", break_off)
+    monkeypatch.setattr("barber.run.export.save_file", break_off)
     result = barber(*command(inputs, tmp_path), f"export={export}")
     assert result.code == 1
     assert result.err.endswith("OSError: No space left on device\n")

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from barber.models import RandomModel
+from barber.model.sources import RandomModel
 from tests import tiny
 from tests.cli.running import Result, barber, complaint, record_of, save_model
 
@@ -83,8 +83,8 @@ def command(folder: Path, out: Path, options: str = "pruner=wanda rebuild.barber
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as all the rest."""
-    monkeypatch.setattr("barber.runner.plot_losses", lambda blocks, name, path: path.write_bytes(b""))
-    monkeypatch.setattr("barber.runner.plot_block_errors", lambda errors, name, path: path.write_bytes(b""))
+    monkeypatch.setattr("barber.run.runner.plot_losses", lambda blocks, name, path: path.write_bytes(b""))
+    monkeypatch.setattr("barber.run.runner.plot_block_errors", lambda errors, name, path: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="module")

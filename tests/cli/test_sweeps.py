@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from barber import identity, runner, sweeps
 from barber.errors import UserError
-from barber.identity import counting, digest_of
-from barber.record import RunRecord
-from barber.sweeps import objective
-from barber.walk import Walk
+from barber.run import identity, runner, sweeps
+from barber.run.identity import counting, digest_of
+from barber.run.record import RunRecord
+from barber.run.sweeps import objective
+from barber.walk.walk import Walk
 from tests import tiny
 from tests.cli.running import Result, barber, complaint
 

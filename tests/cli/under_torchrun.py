@@ -23,7 +23,7 @@ def run_barber_with_a_late_leader(*arguments: str) -> None:
 
 def run_barber_with_late_helpers(*arguments: str) -> None:
     """Those that help are slow at reading the finished layers of an interrupted run."""
-    from barber.checkpoint import Checkpoint
+    from barber.model.checkpoint import Checkpoint
 
     layer = Checkpoint.layer
 
@@ -38,7 +38,7 @@ def run_barber_with_late_helpers(*arguments: str) -> None:
 
 def run_barber_up_to_layer(last: int, *arguments: str) -> None:
     """The machine goes down as soon as a layer is finished."""
-    from barber.checkpoint import Checkpoint
+    from barber.model.checkpoint import Checkpoint
 
     finish_layer = Checkpoint.finish_layer
 
@@ -55,7 +55,7 @@ def run_barber_up_to_layer(last: int, *arguments: str) -> None:
 def run_barber_with_too_little_memory(*arguments: str) -> None:
     """For the processes that help."""
     from barber import cli
-    from barber.walk import Walk
+    from barber.walk.walk import Walk
 
     def fail(*_: Any) -> None:
         raise MemoryError("no room for the block")

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from barber import NM, Barber, Gradient, Magnitude, SparseGPT, Unstructured, Wanda, Weight, WeightGradient, prune
-from barber.metrics import Metric
+from barber.methods.metrics import Metric
 
-OWN = Path(__file__).parents[1] / "data" / "reference"
+OWN = Path(__file__).parent / "vectors"
 WHOLE = Path(__file__).parents[3] / "shared" / "reference"
 FOLDER = WHOLE if WHOLE.is_dir() else OWN  # all 40 cases where they are at hand, else the 15 that are kept here
 CASES: list[dict[str, Any]] = json.loads((FOLDER / "index.json").read_text())

@@ -1,0 +1,1 @@
+"""Texts and calibration samples, and the data sets that they come from."""

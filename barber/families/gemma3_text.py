@@ -1,3 +1,0 @@
-"""Gemma 3, text only: as Gemma 2, with rotary tables that differ by the layer's attention."""
-
-from barber.families.llama import FAMILY as FAMILY

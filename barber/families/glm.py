@@ -1,3 +1,0 @@
-"""GLM 4 (dense): LLaMA with partly rotary positions and gate, up in one linear."""
-
-from barber.families.llama import FAMILY as FAMILY

@@ -1,3 +1,0 @@
-"""Granite: LLaMA with multipliers on embeddings, attention, residuals and logits."""
-
-from barber.families.llama import FAMILY as FAMILY

@@ -1,3 +1,0 @@
-"""OLMo 1: LLaMA with norms that have no weights."""
-
-from barber.families.llama import FAMILY as FAMILY

@@ -1,3 +1,0 @@
-"""OLMo 2: norms after each block instead of before it."""
-
-from barber.families.llama import FAMILY as FAMILY

@@ -1,3 +1,0 @@
-"""Phi 1 to 2: attention and MLP in parallel, from one norm."""
-
-from barber.families.llama import FAMILY as FAMILY

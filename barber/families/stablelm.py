@@ -1,3 +1,0 @@
-"""StableLM: LLaMA with layer norms and partly rotary positions; optionally attention and MLP in parallel."""
-
-from barber.families.llama import FAMILY as FAMILY

@@ -1,3 +1,0 @@
-"""StarCoder 2: LLaMA with layer norms and a plain MLP."""
-
-from barber.families.llama import FAMILY as FAMILY

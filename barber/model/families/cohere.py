@@ -1,0 +1,3 @@
+"""Command R: attention and MLP in parallel, from one norm."""
+
+from barber.model.families.llama import FAMILY as FAMILY

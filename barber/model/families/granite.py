@@ -1,0 +1,3 @@
+"""Granite: LLaMA with multipliers on embeddings, attention, residuals and logits."""
+
+from barber.model.families.llama import FAMILY as FAMILY

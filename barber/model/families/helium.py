@@ -1,0 +1,3 @@
+"""Helium: LLaMA with norms of its own."""
+
+from barber.model.families.llama import FAMILY as FAMILY

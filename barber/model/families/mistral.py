@@ -1,0 +1,3 @@
+"""Mistral: LLaMA with sliding-window attention."""
+
+from barber.model.families.llama import FAMILY as FAMILY

@@ -1,0 +1,3 @@
+"""SmolLM 3: LLaMA with some layers without positions."""
+
+from barber.model.families.llama import FAMILY as FAMILY

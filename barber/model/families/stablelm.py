@@ -1,0 +1,3 @@
+"""StableLM: LLaMA with layer norms and partly rotary positions; optionally attention and MLP in parallel."""
+
+from barber.model.families.llama import FAMILY as FAMILY

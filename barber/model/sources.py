@@ -1,0 +1,371 @@
+"""Where models come from: the hub, a local folder, a package, or a random tiny one.
+
+Every source gives its config first, which is cheap, so that a run is checked before any weight is read.
+"""
+
+import copy
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from barber.errors import UserError
+from barber.runtime.cache import cache_folder
+from barber.runtime.hub import offline_if_unreachable
+from barber.runtime.tensors import Tensor
+
+log = logging.getLogger("barber")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ModelSource(Protocol):
+    """A model that can be loaded; nothing is read before it is asked for. str(source) is what people call it."""
+
+    def config(self) -> PreTrainedConfig:
+        """The architecture, without any weight."""
+        ...
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, or None where the model has none."""
+        ...
+
+    def load(self) -> PreTrainedModel:
+        """The model on the CPU, in evaluation mode."""
+        ...
+
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        """A folder with the weights as safetensors, and the dtype that was asked for; `scratch` may be written to."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model of the Hugging Face hub or in a local folder; safetensors only.
+
+    Args:
+        path: hub id ("huggyllama/llama-7b") or folder. With `local`, a folder and nothing else.
+        local: look nowhere but in the folder.
+        revision: branch, tag or commit of the hub repository.
+        dtype: dtype of the weights; `auto` is the checkpoint's own.
+        trust_remote_code: run the repository's own Python code.
+    """
+
+    path: str
+    local: bool = False
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    trust_remote_code: bool = False
+
+    def __str__(self) -> str:
+        return Path(self.path).name if self.local else self.path
+
+    def config(self) -> PreTrainedConfig:
+        if self.local:
+            self._check_folder()
+        try:
+            with self._hub():
+                config = AutoConfig.from_pretrained(self.path, **self._where())
+        except (OSError, ValueError, StrictDataclassError) as error:
+            raise UserError(self._cannot("config", error), field="path") from error
+        assert isinstance(config, PreTrainedConfig)
+        return config
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        if self.local and not any((Path(self.path) / name).exists() for name in _TOKENIZER_FILES):
+            return None
+        try:
+            with self._hub():
+                tokenizer = AutoTokenizer.from_pretrained(self.path, **self._where())
+        except (OSError, ValueError) as error:
+            raise UserError(self._cannot("tokenizer", error), field="path") from error
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return tokenizer
+
+    def load(self) -> PreTrainedModel:
+        dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        try:
+            with self._hub():
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    self.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **self._where()
+                )
+        except (OSError, ValueError) as error:
+            raise UserError(self._cannot("weights", error), field="path") from error
+        if found["missing_keys"]:  # transformers fills them with random numbers
+            missing = min(found["missing_keys"])
+            raise UserError(f"must hold every weight of the model; {self.path} has no {missing}", field="path")
+        assert isinstance(model, PreTrainedModel)
+        return model.eval()
+
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        if self.local:
+            return Path(self.path), dtype
+        try:
+            with self._hub():
+                files = ["*.safetensors", "*.json"]
+                return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=files)), dtype
+        except (OSError, ValueError) as error:
+            raise UserError(self._cannot("weights", error), field="path") from error
+
+    def _where(self) -> dict[str, Any]:
+        where: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.local:
+            return where | {"local_files_only": True}
+        return where | ({"revision": self.revision} if self.revision else {})
+
+    def _hub(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.local else offline_if_unreachable()
+
+    def _check_folder(self) -> None:
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise UserError(f"must be a folder with a Hugging Face model; {folder} is not there", field="path")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"must be a folder with a Hugging Face model; {folder} has no config.json", field="path")
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"must hold the weights as safetensors; {folder} has no such file", field="path")
+        for file in files:
+            try:
+                with safe_open(file, framework="pt"):  # reads no weight, and yet finds a file that was cut off
+                    pass
+            except (OSError, SafetensorError) as error:
+                reason = _first_sentence(error)
+                raise UserError(f"must hold the weights as safetensors; {file} is none ({reason})", "path") from error
+
+    def _cannot(self, what: str, error: Exception) -> str:
+        reason = _first_sentence(error)
+        if self.local:
+            return f"must be a folder with a Hugging Face model; the {what} in {self.path} cannot be read: {reason}"
+        return (
+            f"is {self.path}, whose {what} cannot be fetched from the hub: check the name, the network and your access "
+            f"to it, or download it elsewhere and use model=local model.path=FOLDER ({reason})"
+        )
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A GGUF model inside installed Python packages, converted once and kept as a Hugging Face folder.
+
+    The conversion takes half a minute; its result goes to `BARBER_CACHE`, by default ~/.cache/barber.
+
+    Args:
+        package: name of the Python package.
+        file: the GGUF file in it.
+        install: the command that installs the package, for the error message.
+        parts: PACKAGE/FILE in the order in which they make up the GGUF file, where a registry's limit on a package's
+            size has it cut; None: it is whole in `package`.
+    """
+
+    package: str
+    file: str
+    install: str
+    parts: Sequence[str] | None = None
+
+    def __str__(self) -> str:
+        return Path(self.file).stem
+
+    def config(self) -> PreTrainedConfig:
+        return self._folder().config()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return self._folder().tokenizer()
+
+    def load(self) -> PreTrainedModel:
+        return self._folder().load()
+
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        return self._folder().folder(scratch)
+
+    def _folder(self) -> Pretrained:
+        parts = [self._find(part) for part in self.parts or [f"{self.package}/{self.file}"]]
+        size = sum(part.stat().st_size for part in parts)
+        folder = cache_folder() / "models" / f"{Path(self.file).stem}-{size}"
+        if not folder.exists():
+            if missing := [name for name in ("accelerate", "gguf") if find_spec(name) is None]:
+                raise UserError(
+                    f'is a GGUF model and needs {missing[0]}, install it with: pip install "llm-barber[demo]"',
+                    field="package",
+                )
+            _convert_gguf(parts, Path(self.file).name, folder)
+        return Pretrained(str(folder), local=True)
+
+    def _find(self, part: str) -> Path:
+        package, _, file = part.partition("/")
+        spec = find_spec(package)
+        places = (spec.submodule_search_locations if spec else None) or []
+        if found := next((path for place in places if (path := Path(place) / file).is_file()), None):
+            return found
+        raise UserError(f"needs the Python package {package}, install it with: {self.install}", field="package")
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """A model with random weights and a tokenizer of single bytes, for tests and for trying a configuration.
+
+    Args:
+        model_type: the Hugging Face model type.
+        settings: entries of its config; the vocabulary has at least 256 entries, one a byte.
+        seed: of the weights.
+    """
+
+    model_type: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"a random {self.model_type} model"
+
+    def config(self) -> PreTrainedConfig:
+        try:
+            return AutoConfig.for_model(self.model_type, **self.settings)
+        except ValueError as error:
+            raise UserError(
+                f"must be a Hugging Face model type, not {self.model_type!r}", field="model_type"
+            ) from error
+        except StrictDataclassError as error:
+            reason = _first_sentence(error.__cause__ or error)
+            raise UserError(f"must suit the model type {self.model_type} ({reason})", field="settings") from error
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+    def load(self) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = AutoModelForCausalLM.from_config(self.config())
+        assert isinstance(model, PreTrainedModel)
+        return model.eval()
+
+    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
+        scratch.mkdir(parents=True, exist_ok=True)
+        _save(self.load(), scratch)
+        return scratch, None
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config with every weight on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def hollow(config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model of a config with its weights on the meta device and its buffers (rotary tables) in memory."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        on_meta = None if parameter is None else nn.Parameter(parameter.data.to("meta"), requires_grad=False)
+        register(module, name, on_meta)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What an error of another library says, without its advice, on one line."""
+    return re.split(r"\.(?: |$)", " ".join(str(error).split()), maxsplit=1)[0]
+
+
+def untied(model: PreTrainedModel, without: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict less the tensors whose names begin with one of `without`, each stored tensor once."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if any(name.startswith(f"{prefix}.") for prefix in without) or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        kept[name] = tensor.cpu().contiguous()
+    return kept
+
+
+def save_configs(model: PreTrainedModel, folder: Path) -> None:
+    """Write all of a model but its weights, as `save_pretrained` does."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model; `save_pretrained` would do so in the first of several processes only."""
+    save_file(untied(model), folder / "model.safetensors", {"format": "pt"})
+    save_configs(model, folder)
+
+
+def _convert_gguf(parts: Sequence[Path], name: str, folder: Path) -> None:
+    """Dequantise a GGUF file into a Hugging Face folder, which appears whole or not at all.
+
+    Args:
+        parts: the file, or the pieces it was cut into.
+        name: what it is called.
+        folder: where the model goes.
+    """
+    log.info("Converting %s to %s, once; this takes half a minute.", name, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.unfinished-"))
+    try:
+        gguf = parts[0] if len(parts) == 1 else _joined(parts, unfinished / name)
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        model.hf_quantizer = None  # the weights are plain floats now; with it save_pretrained refuses
+        del model.config.quantization_config
+        model.config._name_or_path = Path(name).stem
+        _save(model, unfinished)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
+        if len(parts) > 1:
+            gguf.unlink()
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _joined(parts: Sequence[Path], file: Path) -> Path:
+    with file.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, whole)
+    return file

@@ -1,0 +1,1 @@
+"""A run: from its experiment to its record, and what people see of it."""

@@ -1,0 +1,99 @@
+"""What a run does before any weight is read: check all there is to check, read what is cheap."""
+
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from barber.data.calibration import CalibrationSet, TokenSamples, save_samples
+from barber.data.texts import TokenFile
+from barber.errors import within
+from barber.evals import Evaluation, Prepared
+from barber.model.families import family_of
+from barber.model.sources import skeleton
+from barber.run.experiment import Experiment
+from barber.run.record import RunRecord
+from barber.runtime.distributed import Ranks, local_device
+from barber.walk.checks import check_architecture, check_methods, check_tokens, resolve_device
+
+log = logging.getLogger("barber")
+
+
+@dataclass
+class Inputs:
+    """What a run works on, checked before any weight is read."""
+
+    device: torch.device
+    tokenizer: PreTrainedTokenizerBase | None
+    streams: bool = False
+    calibration: CalibrationSet | None = None
+    evaluation: Prepared | None = None
+
+
+def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Path) -> Inputs:
+    """Check all there is to check and read what is cheap: config, tokenizer, texts."""
+    check_methods(experiment.pattern, experiment.pruner, experiment.steps, experiment.schedule)
+    if experiment.allocation is not None and experiment.pruner is not None:
+        with within("allocation"):
+            experiment.allocation.check(experiment.pattern)
+    if experiment.tracker is not None:
+        experiment.tracker.check()
+    if experiment.export is not None and ranks.leads:
+        experiment.export.check(folder)
+    device = local_device(resolve_device(experiment.device))
+    with within("precision"):
+        experiment.precision.check(device)
+    with within("model"):
+        config = experiment.model.config()
+    family_of(config)  # before transformers builds the model: of others it has warnings and errors of its own
+    check_architecture(skeleton(config), experiment.pattern)
+    with within("model"):
+        tokenizer = experiment.model.tokenizer()
+    record.machine = {"device": str(device), "threads": torch.get_num_threads(), "platform": platform.platform()}
+    if device.type == "cuda":
+        record.machine["gpu"] = torch.cuda.get_device_name(device)
+    record.seeds = {"run": experiment.seed}
+    with within("model"):
+        inputs = Inputs(device, tokenizer, experiment.engine.streams(experiment.model))
+    if experiment.pruner is not None:
+        with within("calibration"):
+            inputs.calibration = experiment.calibration.sample(tokenizer, experiment.cache)
+        from_file = isinstance(experiment.calibration, TokenSamples)
+        keys = ("calibration.path",) if from_file else ("calibration", "calibration.seqlen")
+        check_tokens(inputs.calibration.tokens_NL, config, *keys)
+        ranks.require_samples(len(inputs.calibration.tokens_NL))
+        if experiment.calibration.save is not None and ranks.leads:
+            with within("calibration"):
+                save_samples(inputs.calibration, Path(experiment.calibration.save))
+        _note(inputs.calibration, record)
+    return inputs
+
+
+def prepare_evaluation(experiment: Experiment, evals: Evaluation, inputs: Inputs, folder: Path) -> Prepared:
+    """Read the texts and the tasks' data."""
+    with within("evals"):
+        prepared = evals.prepare(inputs.tokenizer, folder / "tasks", experiment.cache)
+    config = experiment.model.config()
+    for text in evals.texts if evals.reads_texts else ():
+        key = f"evals.texts.{text}" + (".path" if isinstance(evals.texts[text], TokenFile) else "")
+        for name in evals.windows_of(text):
+            windows = prepared.windows[name]
+            check_tokens(windows.tokens_NL, config, key, "evals.seqlen")
+            num, seqlen = windows.tokens_NL.shape
+            log.info("Evaluation on %s: %d windows of %d tokens from %s.", name, num, seqlen, windows.source)
+    return prepared
+
+
+def _note(calibration: CalibrationSet, record: RunRecord) -> None:
+    samples, seqlen = calibration.tokens_NL.shape
+    record.seeds["calibration"] = calibration.seed
+    record.calibration = {
+        "source": calibration.source,
+        "samples": samples,
+        "seqlen": seqlen,
+        "digest": calibration.digest,
+    }
+    log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)

@@ -1,0 +1,157 @@
+"""The jobs of a sweep: what is done already is skipped, a failure stops no other job, and a table tells at the end.
+
+Every job adds a line to `jobs.jsonl` in the sweep's folder; the folder collects the jobs of all sweeps of its name.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+from rich.table import Table
+
+from barber.errors import BarberError, UserError
+from barber.run.display import console, headline
+from barber.run.record import FILE, RunRecord, successful
+
+log = logging.getLogger("barber")
+
+JOBS = "jobs.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What became of a job; its overrides tell which one it is."""
+
+    folder: str
+    overrides: list[str]
+    status: Literal["done", "skipped", "failed"]
+    seconds: float
+    error: str | None = None
+
+
+def carry_out(
+    run: Callable[[str | None], RunRecord], folder: Path, sweep: Path, digest: str, overrides: list[str], may_skip: bool
+) -> dict[str, Any] | None:
+    """Do a job, or skip it if it is done; a failure is told and kept, and the sweep goes on.
+
+    Args:
+        run: does it, on a device if one is named.
+        folder: of the job.
+        sweep: of all jobs.
+        digest: of the job's config: a successful record with the same one is what the job would give.
+        overrides: of the job.
+        may_skip: whether to look for such a record.
+
+    Returns the results of the record; None if the job failed.
+    """
+    start = time.perf_counter()
+
+    def note(status: Literal["done", "skipped", "failed"], error: str | None = None) -> None:
+        job = Job(str(folder), overrides, status, round(time.perf_counter() - start, 1), error)
+        with (sweep / JOBS).open("a", encoding="utf-8") as lines:  # one write: whole, whoever else writes
+            lines.write(json.dumps(asdict(job)) + "\n")
+
+    found = successful(folder)
+    if may_skip and found is not None and found.get("digest") == digest:
+        log.info("Done before, %s: %s", found["finished"], folder)
+        note("skipped")
+        return dict(found["results"])
+    try:
+        with free_gpu() as device:
+            record = run(device)
+    except (KeyboardInterrupt, SystemExit):
+        note("failed", "interrupted")
+        raise
+    except BaseException as error:
+        note("failed", str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}")
+        raise
+    note("done")
+    return record.results
+
+
+@contextmanager
+def free_gpu() -> Iterator[str | None]:
+    """A GPU that no other job of a sweep has, as `cuda:INDEX`, waited for if need be; None where there is none.
+
+    Two jobs on one GPU would take its memory from each other.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        yield None
+        return
+    while True:
+        for index in range(count):
+            # By its identity: what a process calls number 0 may be another GPU than another process's number 0.
+            identity = torch.cuda.get_device_properties(index).uuid
+            path = Path(tempfile.gettempdir()) / f"barber-gpu-{identity}-{os.getuid()}.lock"
+            with path.open("w") as lock:
+                if _locked(lock):
+                    yield f"cuda:{index}"
+                    return
+        time.sleep(1)
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def objective(results: Mapping[str, Any], key: str) -> float:
+    """The figure that a search is for: `rebuilt.perplexity.wikitext2.nll_per_token`.
+
+    Raises:
+        UserError: the results have no such figure.
+    """
+    node: Any = results
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            known = ", ".join(map(str, node)) if isinstance(node, Mapping) else "nothing below it"
+            raise UserError(f"must name a figure of the results: {key} has no {part}, there is {known}", "objective")
+        node = node[part]
+    if not isinstance(node, int | float):
+        raise UserError(f"must name a figure of the results; {key} is {type(node).__name__}", "objective")
+    return float(node)
+
+
+def position(sweep: Path) -> int:
+    """Where the lines of a sweep that begins now will begin in the jobs' file."""
+    jobs = sweep / JOBS
+    return jobs.stat().st_size if jobs.exists() else 0
+
+
+def summary(sweep: Path, begin: int) -> int:
+    """Show what became of the jobs since `begin`; returns the exit code, 1 if any failed."""
+    if not (sweep / JOBS).exists():
+        return 1
+    with (sweep / JOBS).open(encoding="utf-8") as lines:
+        lines.seek(begin)
+        jobs = [Job(**json.loads(line)) for line in lines]
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    points = [" ".join(override for override in job.overrides if override not in common) for job in jobs]
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    for column in ("job", "", "result", "seconds"):
+        table.add_column(column, justify="right" if column in ("result", "seconds") else "left")
+    for job, point in zip(jobs, points, strict=True):
+        record = successful(Path(job.folder)) if job.status != "failed" else None
+        result = headline(record["results"]) if record else ""
+        table.add_row(point or Path(job.folder).name, job.status, result, f"{job.seconds:.0f}")
+    console.print()
+    console.print(table)
+    for job, point in zip(jobs, points, strict=True):
+        if job.status == "failed":
+            console.print(f"failed: {point}: {job.error} ({Path(job.folder) / FILE})", markup=False, soft_wrap=True)
+    counts = [f"{sum(job.status == status for job in jobs)} {status}" for status in ("done", "skipped", "failed")]
+    console.print(f"\n{', '.join(counts)}; python -m experiments.report {sweep}", markup=False, soft_wrap=True)
+    return int(any(job.status == "failed" for job in jobs))

@@ -1,0 +1,120 @@
+"""What an allocation of sparsity to linears is, and what it may look at."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from barber.errors import UserError
+from barber.methods.patterns import NM, Pattern
+from barber.model.decoder import Decoder
+from barber.model.weights import Weights
+from barber.runtime.activations import Shelf
+from barber.runtime.distributed import ALONE, Ranks
+from barber.runtime.precision import Arithmetic
+from barber.runtime.products import fast_linears
+from barber.runtime.tensors import Tensor, in_float32
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A dense model, what it is looked at with, and how sparse it shall become.
+
+    Args:
+        model: in evaluation mode; it is left as it was.
+        tokens_NL: calibration token ids of all processes, which share the samples.
+        weights: where the layers' weights are, as long as none of them is pruned.
+        device: where the layers are computed, one at a time.
+        batch_size: samples that go through a layer together.
+        shelf: where activations wait, in the dtype of the arithmetic.
+        arithmetic: of the matrix products.
+        sparsity: the share of all prunable weights together that goes.
+        ranks: the processes.
+    """
+
+    model: PreTrainedModel
+    tokens_NL: Tensor
+    weights: Weights
+    device: torch.device
+    batch_size: int
+    shelf: Shelf
+    arithmetic: Arithmetic
+    sparsity: float
+    ranks: Ranks = ALONE
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of every prunable linear, by name and in the order of the walk, how many weights it has."""
+        return {linear.name: linear.weight_OI.numel() for linear in Decoder(self.model).linears}
+
+    @property
+    def total(self) -> int:
+        """How many weights are to be pruned."""
+        return int(sum(self.sizes.values()) * self.sparsity)
+
+    @contextmanager
+    def at_work(self, index: int) -> Iterator[dict[str, Tensor]]:
+        """A layer on the device, its linears as they are computed with; nothing that they are given here is kept.
+
+        Gives the linears' dense weights in float32, by name.
+        """
+        layer = Decoder(self.model).layers[index]
+        with self.weights.resident(index, self.device), in_float32(layer.tensors, self.device):
+            dense_OI = {linear.name: linear.weight_OI for linear in layer.linears}
+            for linear in layer.linears:
+                linear.assign(dense_OI[linear.name], self.arithmetic.dtype)
+            with fast_linears([linear.module for linear in layer.linears], self.device):
+                yield dense_OI
+
+
+class Allocation(Protocol):
+    """A method that decides how many weights every linear loses, all of them together being given."""
+
+    def check(self, pattern: Pattern) -> None:
+        """Refuse a pattern that leaves nothing to decide.
+
+        Raises:
+            UserError: N:M.
+        """
+        if isinstance(pattern, NM):
+            raise UserError(
+                f"{pattern} stays uniform, every cell loses as many weights; "
+                "choose an unstructured pattern, or allocation=uniform"
+            )
+
+    def allocate(self, setting: Setting, watch: Watch | None = None) -> dict[str, int]:
+        """The number of weights that each linear loses, by name; they add up to `setting.total`.
+
+        Args:
+            watch: told how much is done, and of how much.
+
+        Raises:
+            NumericsError: NaN or infinite activations.
+        """
+        ...
+
+
+def rounded(ideal: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """Whole numbers of weights that add up to `total`, none of them below 0 or above its linear's size.
+
+    Where the ideal ones lie outside, or add up to something else, the others make up for it, in proportion to what
+    they have to give. Then all are rounded down, and those that lose most by it get one back.
+    """
+    wanted = {name: min(max(ideal[name], 0.0), float(size)) for name, size in sizes.items()}
+    present = sum(wanted.values())
+    if total > present:
+        share = (total - present) / (sum(sizes.values()) - present)
+        wanted = {name: x + share * (sizes[name] - x) for name, x in wanted.items()}
+    elif total < present:
+        wanted = {name: x * total / present for name, x in wanted.items()}
+    counts = {name: min(int(x), sizes[name]) for name, x in wanted.items()}
+    by_loss = sorted(sizes, key=lambda name: counts[name] - wanted[name])
+    while (rest := total - sum(counts.values())) > 0:
+        for name in [name for name in by_loss if counts[name] < sizes[name]][:rest]:
+            counts[name] += 1
+    return counts

@@ -1,0 +1,115 @@
+"""What can be checked before any weight is read: do model, calibration set, pattern and methods fit together?"""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from barber.errors import UserError, within
+from barber.methods.patterns import NM, Pattern
+from barber.methods.pruners import RIA, Pruner, SparseGPT
+from barber.methods.rebuild import Rebuild
+from barber.model.decoder import Decoder
+from barber.runtime.tensors import Tensor
+
+
+def check_methods(
+    pattern: Pattern, pruner: Pruner | None, steps: Mapping[str, Rebuild], schedule: str = "paper"
+) -> None:
+    """Refuse combinations of methods that mean nothing.
+
+    Args:
+        steps: of the rebuilding, by the config key.
+
+    Raises:
+        UserError: rebuilding without an initial mask, or methods that the pattern does not allow.
+    """
+    if steps and pruner is None:
+        key = next(iter(steps)).partition(".")[0]
+        raise UserError(f"{key}: there is no mask to {key} without a pruner; choose one, or {key}=none")
+    if steps and pruner is not None and pruner.gradient == "layer" and schedule == "interleaved":
+        raise UserError(
+            f"schedule must be paper with the pruner {type(pruner).__name__}, which looks at whole layers, "
+            "not interleaved"
+        )
+    for key, step in steps.items():
+        with within(key):
+            step.check(pattern)
+    if isinstance(pruner, RIA) and pruner.permute:
+        if not isinstance(pattern, NM):
+            raise UserError(
+                f"pruner.permute must be false but with an N:M pattern (here {pattern}, which has no cells)"
+            )
+        if steps:
+            raise UserError(f"pruner.permute must be false with {next(iter(steps))}, whose cells are of neighbours")
+    if isinstance(pruner, SparseGPT) and isinstance(pattern, NM) and pruner.block_size % pattern.m:
+        raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
+
+
+def check_architecture(model: PreTrainedModel, pattern: Pattern) -> None:
+    """Refuse a model that the pattern does not fit; a model on the meta device will do.
+
+    Raises:
+        UserError: an unsupported model type, or a linear whose inputs m does not divide.
+    """
+    linears = Decoder(model).linears
+    if any(linear.weight_OI.dtype == torch.float64 for linear in linears):
+        raise UserError("model.dtype must be float32, bfloat16 or float16, not float64: the walk computes in float32")
+    if not linears:
+        raise UserError(f"model: {type(model).__name__} has no prunable linear")
+    if isinstance(pattern, NM):
+        for linear in linears:
+            inputs = linear.weight_OI.shape[1]
+            if inputs % pattern.m:
+                raise UserError(
+                    f"pattern.m must divide the inputs of every linear; {linear.name} has {inputs}, "
+                    f"which {pattern.m} does not divide"
+                )
+
+
+def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_key: str | None = None) -> None:
+    """Refuse token ids that the model has no embedding for, and samples longer than its positions.
+
+    Args:
+        key: the config key of the tokens, for the message.
+        length_key: that of the length of a sample, where it has one of its own.
+
+    Raises:
+        UserError: no integers [samples, tokens], an id outside the vocabulary, or too many tokens in a sample.
+    """
+    if tokens_NL.ndim != 2 or tokens_NL.numel() == 0 or tokens_NL.is_floating_point():
+        raise UserError(
+            f"{key} must be integers of shape [samples, tokens], not {tokens_NL.dtype} {list(tokens_NL.shape)}"
+        )
+    vocabulary = config.get_text_config().vocab_size
+    low, high = int(tokens_NL.min()), int(tokens_NL.max())
+    if low < 0 or high >= vocabulary:
+        wrong = low if low < 0 else high
+        raise UserError(f"{key} holds token id {wrong}, but the model's vocabulary has the ids 0 to {vocabulary - 1}")
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and tokens_NL.shape[1] > positions:
+        raise UserError(
+            f"{length_key or key} gives samples of {tokens_NL.shape[1]} tokens, but the model has positions for "
+            f"{positions} at most"
+        )
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one; anything else is taken at its word.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):  # torch knows more, such as meta
+        raise UserError(f"must be auto, cpu, cuda or cuda:INDEX, not {device!r}", field="device")
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"is {device}, but there is no CUDA device here; use device=auto or device=cpu", field="device")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"is {device}, but there are {torch.cuda.device_count()} CUDA devices here", field="device")
+    return resolved

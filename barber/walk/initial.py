@@ -1,0 +1,90 @@
+"""Initial masks kept across runs: a sweep over the rebuilding computes them once."""
+
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from barber.methods.pruners import Pruned
+from barber.model.checkpoint import packed
+from barber.runtime.tensors import Tensor
+
+log = logging.getLogger("barber")
+
+
+@dataclass
+class InitialMasks:
+    """The initially pruned linears of every decoder layer, in a folder with a file a layer.
+
+    A file has `mask.NAME`, the pruned bits packed, and `weight.NAME`, float32, of linears whose kept weights a pruner
+    has updated; of others the kept weights are the dense ones.
+
+    Args:
+        folder: where the files are.
+        complete: whether all of them are there, to be read; otherwise they are to be written.
+    """
+
+    folder: Path
+    complete: bool
+    _failed: bool = False
+
+    def read(self, index: int, dense_OI: dict[str, Tensor]) -> dict[str, Pruned]:
+        """The linears of a layer, given their dense weights (float32) by name."""
+        stored = load_file(self._file(index))
+        found = {}
+        for name, weight_OI in dense_OI.items():
+            bits = np.unpackbits(stored[f"mask.{name}"].numpy(), count=weight_OI.numel())
+            mask_OI = torch.from_numpy(bits).view(torch.bool).view(weight_OI.shape).to(weight_OI.device)
+            updated_OI = stored.get(f"weight.{name}")
+            if updated_OI is None:
+                found[name] = Pruned.masking(weight_OI, mask_OI)
+            else:
+                found[name] = Pruned(mask_OI, updated_OI.to(weight_OI.device))
+        return found
+
+    def write(self, index: int, dense_OI: dict[str, Tensor], initial: dict[str, Pruned]) -> None:
+        """Keep the linears of a layer; the file appears whole or not at all. A full disk costs a warning."""
+        if self._failed:
+            return
+        tensors = {}
+        for name, pruned in initial.items():
+            tensors[f"mask.{name}"] = packed(pruned.mask_OI)
+            if not torch.equal(pruned.weight_OI, Pruned.masking(dense_OI[name], pruned.mask_OI).weight_OI):
+                tensors[f"weight.{name}"] = pruned.weight_OI.cpu().contiguous()
+        unfinished = self._file(index).with_suffix(".unfinished")
+        try:
+            save_file(tensors, unfinished)
+            unfinished.replace(self._file(index))
+        except (OSError, SafetensorError) as error:
+            log.warning("The initial masks are not kept for other runs: %s", error)
+            self._failed = True
+
+    @property
+    def seconds(self) -> float | None:
+        """What it took to compute them, where that is known."""
+        try:
+            return float(json.loads(self._seconds.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def took(self, seconds: float) -> None:
+        """Keep what it took to compute them: the times of runs that know them are not those of the method."""
+        with suppress(OSError):
+            self._seconds.write_text(json.dumps(seconds), encoding="utf-8")
+
+    def has_all(self, num_layers: int) -> bool:
+        """Whether every layer has its file."""
+        return all(self._file(index).is_file() for index in range(num_layers))
+
+    @property
+    def _seconds(self) -> Path:
+        return self.folder / "seconds.json"
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"layer-{index:05d}.safetensors"

@@ -1,0 +1,565 @@
+"""Finished layers on disk: whenever a run is killed, what is there then leads to the same bits as if it had not been.
+
+A killed process leaves the files as they are at that moment, so copies of the folder, made at every step on the way,
+stand for all the moments at which it may happen.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from barber import (
+    NM,
+    Barber,
+    BlockReport,
+    LeastSquares,
+    Magnitude,
+    SparseGPT,
+    Swaps,
+    Unstructured,
+    UserError,
+    Wanda,
+    prune,
+)
+from barber.model import checkpoint as checkpoints
+from barber.model.checkpoint import FOLDER, Checkpoint, Difference, begin
+from barber.model.decoder import Decoder
+from barber.model.weights import InMemory, Streamed, Weights, opened
+from barber.runtime.activations import Activations, Place, Shelf
+from barber.runtime.precision import Precision
+from tests import tiny
+from tests.cli.running import save_model
+
+CPU = torch.device("cpu")
+FACTS: dict[str, Any] = {"rebuild": {"alpha": 0.1, "rows": (1, 2)}, "pattern": {"n": 2, "m": 4}, "batch_size": None}
+OPTIONS: dict[str, Any] = {"pattern": Unstructured(0.5), "pruner": Wanda(), "rebuild": Barber(alpha=0.9)}
+
+both = pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+
+
+class AtOnce:
+    """The writer without a thread of its own: every step comes at its place."""
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> "Future[None]":
+        done: Future[None] = Future()
+        try:
+            done.set_result(function(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+@dataclass
+class Outcome:
+    """What a run leaves: the model's tensors, the figures of its blocks, and where it was pruned initially."""
+
+    tensors: dict[str, torch.Tensor]
+    blocks: list[BlockReport]
+    differences: dict[str, Difference]
+    computed: list[int] = field(default_factory=list)
+
+
+def saved(name: str, folder: Path, **changes: Any) -> PreTrainedModel:
+    model = tiny.model(name, **changes)
+    save_model(model, folder)
+    return model
+
+
+def run(source: Path, folder: Path, streamed: bool, scratch: Path | None = None, **options: Any) -> Outcome:
+    """Prune the model in `source` with its finished layers in `folder`; goes on with those that are there."""
+    config = AutoConfig.from_pretrained(source)
+    checkpoint = Checkpoint(folder, config.num_hidden_layers, _writer=AtOnce())  # type: ignore[arg-type]
+    weights: Weights
+    if streamed:
+        model, files = opened(config, source, None)
+        weights = Streamed(model, files, checkpoint)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, config=config)
+        weights = InMemory(model, checkpoint)
+    weights.restore()
+    outcome = Outcome({}, [], {})
+
+    def look(block: BlockReport, result: object) -> None:
+        outcome.blocks.append(block)
+        if result is not None:
+            outcome.computed.append(block.layer)
+
+    def note(index: int, differences: dict[str, Difference]) -> None:
+        outcome.differences |= differences
+
+    options = OPTIONS | {"batch_size": 3} | options
+    prune(
+        model,
+        tiny.tokens(7),
+        weights=weights,
+        checkpoint=checkpoint,
+        scratch=scratch,
+        on_block=look,
+        on_layer=note,
+        **options,
+    )
+    outcome.tensors = {name: tensor.clone() for name, tensor in weights.state()}
+    return outcome
+
+
+def assert_the_same(found: Outcome, expected: Outcome) -> None:
+    """Bit by bit, but for the seconds that blocks took."""
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors[name], tensor), name
+    assert [replace(block, seconds=0) for block in found.blocks] == [
+        replace(block, seconds=0) for block in expected.blocks
+    ]
+    assert found.differences.keys() == expected.differences.keys()
+    for name, difference in expected.differences.items():
+        for part in ("places_K", "values_K", "initial", "final"):
+            assert torch.equal(getattr(found.differences[name], part), getattr(difference, part)), (name, part)
+
+
+@contextmanager
+def copied_at_every_step(folder: Path, to: Path) -> Iterator[list[Path]]:
+    """Copies of a folder before every write, every fsync, every rename, every removal, and at the end."""
+    copies: list[Path] = []
+    seen: list[tuple[str, int]] = []
+
+    def copy() -> None:
+        nonlocal seen
+        now = sorted((path.name, path.stat().st_size) for path in folder.iterdir())
+        if now != seen:
+            seen = now
+            copies.append(shutil.copytree(folder, to / f"{len(copies):03}"))
+
+    def copying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            copy()
+            return function(*arguments, **named)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((Path, "rename"), (Path, "unlink"), (Path, "open"), (Path, "write_text"), (os, "fsync")):
+            patch.setattr(owner, name, copying(getattr(owner, name)))
+        patch.setattr(checkpoints, "save_file", copying(checkpoints.save_file))
+        yield copies
+    copy()
+
+
+def num_finished(folder: Path) -> int:
+    return len(list(folder.glob("layer-*.json")))
+
+
+@pytest.mark.parametrize(("streamed", "num_layers"), [(False, 3), (True, 2)], ids=["in memory", "streamed"])
+def test_whenever_a_run_is_killed_it_goes_on_to_the_same_bits(streamed: bool, num_layers: int, tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model", num_hidden_layers=num_layers)
+    (tmp_path / "whole").mkdir()
+    with copied_at_every_step(tmp_path / "whole", tmp_path / "copies") as copies:
+        expected = run(tmp_path / "model", tmp_path / "whole", streamed)
+    assert expected.computed == [layer for layer in range(num_layers) for _ in ("attention", "mlp")]
+    assert len(copies) > 6 * num_layers
+    assert {num_finished(copy) for copy in copies} == set(range(num_layers + 1))
+    for copy in copies:
+        finished = num_finished(copy)
+        found = run(tmp_path / "model", copy, streamed)
+        assert_the_same(found, expected)
+        assert found.computed == expected.computed[2 * finished :]
+        assert found.blocks[: 2 * finished] == expected.blocks[: 2 * finished]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one stream": {"pruner": Magnitude()},
+    "no rebuilding": {"rebuild": None},
+    "no rebuilding and no inputs": {"rebuild": None, "pruner": Magnitude()},
+    "interleaved": {"schedule": "interleaved"},
+    "retained": {"pruner": SparseGPT(), "rebuild": Barber(alpha=0.9, retain_reconstruction=True)},
+    "2:4": {"pattern": NM(2, 4), "batch_size": 7},
+    "bfloat16": {"precision": Precision("bfloat16", "bfloat16")},
+    "on disk": {"activations": "disk", "batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_so_it_is_with_every_method(options: dict[str, Any], tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model")
+    killed_after_one_layer(tmp_path, streamed=False, **options)
+
+
+@both
+def test_so_it_is_with_steps_that_follow_the_dense_model(streamed: bool, tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model")
+    killed_after_one_layer(tmp_path, streamed, rebuild=[Swaps(follow=0.5), LeastSquares(follow=1.0)])
+
+
+@both
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2"])
+def test_so_it_is_with_other_families(family: str, streamed: bool, tmp_path: Path) -> None:
+    saved(family, tmp_path / "model")
+    killed_after_one_layer(tmp_path, streamed)
+
+
+def killed_after_one_layer(tmp_path: Path, streamed: bool, **options: Any) -> None:
+    (tmp_path / "whole").mkdir()
+    with copied_at_every_step(tmp_path / "whole", tmp_path / "copies") as copies:
+        expected = run(tmp_path / "model", tmp_path / "whole", streamed, tmp_path, **options)
+    copy = next(copy for copy in copies if num_finished(copy) == 1)
+    found = run(tmp_path / "model", copy, streamed, tmp_path, **options)
+    assert found.computed == [1, 1]
+    assert_the_same(found, expected)
+
+
+def test_a_run_in_memory_is_gone_on_with_by_a_streamed_one_and_the_other_way_round(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model")
+    for streamed in (False, True):
+        folder = tmp_path / str(streamed)
+        (folder / "whole").mkdir(parents=True)
+        with copied_at_every_step(folder / "whole", folder / "copies") as copies:
+            expected = run(tmp_path / "model", folder / "whole", streamed)
+        copy = next(copy for copy in copies if num_finished(copy) == 1)
+        assert_the_same(run(tmp_path / "model", copy, not streamed), expected)
+
+
+@both
+def test_half_written_files_of_a_killed_run_do_no_harm(streamed: bool, tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model")
+    (tmp_path / "whole").mkdir()
+    expected = run(tmp_path / "model", tmp_path / "whole", streamed)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    for index in (0, 1):
+        for name in ("layer", "activations", "pruned"):
+            (folder / f".{name}-{index:05d}.safetensors.unfinished").write_bytes(b"half")
+        (folder / f".layer-{index:05d}.json.unfinished").write_text("[{")
+    assert_the_same(run(tmp_path / "model", folder, streamed), expected)
+
+
+def test_only_what_the_next_layer_needs_is_kept_of_the_activations(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model", num_hidden_layers=3)
+    (tmp_path / "whole").mkdir()
+    with copied_at_every_step(tmp_path / "whole", tmp_path / "copies") as copies:
+        run(tmp_path / "model", tmp_path / "whole", streamed=False)
+    kept = [sorted(path.name for path in copy.glob("activations-*")) for copy in copies]
+    assert all(len(names) <= 2 for names in kept)
+    for copy, names in zip(copies, kept, strict=True):
+        finished = num_finished(copy)
+        assert finished in (0, 3) or f"activations-{finished:05d}.safetensors" in names
+    assert kept[-1] == []
+
+
+@both
+def test_what_is_on_disk_are_whole_safetensors_in_the_models_dtype(streamed: bool, tmp_path: Path) -> None:
+    model = tiny.model("gpt2").bfloat16()
+    save_model(model, tmp_path / "model")
+    (tmp_path / "whole").mkdir()
+    outcome = run(tmp_path / "model", tmp_path / "whole", streamed)
+    for index, layer in enumerate(Decoder(model).layers):
+        tensors = load_file(tmp_path / "whole" / f"layer-{index:05d}.safetensors")
+        assert set(tensors) == set(layer.module.state_dict(prefix=f"{layer.name}."))
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        assert all(torch.equal(tensor, outcome.tensors[name]) for name, tensor in tensors.items())
+        reports = json.loads((tmp_path / "whole" / f"layer-{index:05d}.json").read_text())
+        assert [BlockReport(**report) for report in reports] == outcome.blocks[2 * index : 2 * index + 2]
+
+
+def test_the_checkpoints_own_thread_gives_the_same_files(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model", num_hidden_layers=3)
+    folders = tmp_path / "at once", tmp_path / "in a thread"
+    for folder in folders:
+        folder.mkdir()
+    run(tmp_path / "model", folders[0], streamed=False)
+    model = type(tiny.model()).from_pretrained(tmp_path / "model")
+    checkpoint = Checkpoint(folders[1], 3)
+    prune(model, tiny.tokens(7), weights=InMemory(model, checkpoint), checkpoint=checkpoint, batch_size=3, **OPTIONS)
+    checkpoint.wait()
+    names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if name.endswith(".safetensors"):
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_a_full_disk_ends_the_run_and_the_layer_counts_as_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = tiny.model("llama", num_hidden_layers=4)
+    checkpoint = Checkpoint(tmp_path, 4)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        prune(model, tiny.tokens(), weights=InMemory(model, checkpoint), checkpoint=checkpoint, **OPTIONS)
+    assert Checkpoint(tmp_path, 4).num_finished == 0
+
+
+def test_a_checkpoint_is_all_that_the_function_call_needs(tmp_path: Path) -> None:
+    expected = tiny.model("llama")
+    prune(expected, tiny.tokens(), **OPTIONS)
+    for _ in ("first", "again"):
+        model = tiny.model("llama")
+        prune(model, tiny.tokens(), checkpoint=Checkpoint(tmp_path, 2), **OPTIONS)
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.state_dict().items())
+
+
+# Where the initially pruned weights differ
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A dense weight (O, I) and two masks of it."""
+    shape = draw(st.integers(1, 9)), draw(st.integers(1, 11))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    masks = [torch.rand(shape, generator=generator) < draw(st.floats(0, 1)) for _ in range(2)]
+    return torch.randn(shape, generator=generator), masks[0], masks[1]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    drawn=weights(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    transposed=st.booleans(),
+    reconstructs=st.booleans(),
+)
+def test_a_difference_leads_from_the_final_weight_to_the_initial_one_and_back(
+    drawn: tuple[torch.Tensor, torch.Tensor, torch.Tensor], dtype: torch.dtype, transposed: bool, reconstructs: bool
+) -> None:
+    from barber.model.weights import _put
+
+    weight_OI, initial_mask_OI, final_mask_OI = drawn
+    weight_OI = weight_OI.to(dtype).float()
+    initial_OI = weight_OI.masked_fill(initial_mask_OI, 0) * (1.5 if reconstructs else 1)
+    final_OI = weight_OI.masked_fill(final_mask_OI, 0)
+    difference = Difference.between((initial_mask_OI, initial_OI), (final_mask_OI, final_OI), dtype)
+    assert difference.values_K.dtype == dtype
+    if not reconstructs:
+        assert len(difference.places_K) == int((initial_OI.view(torch.int32) != final_OI.view(torch.int32)).sum())
+
+    stored = final_OI.to(dtype).T.contiguous() if transposed else final_OI.to(dtype)
+    stored_OI = stored.T if transposed else stored  # as GPT-2 has it, a view of the module's own
+    back = _put(stored_OI, difference)
+    assert torch.equal(stored_OI, initial_OI.to(dtype))
+    _put(stored_OI, back)
+    assert torch.equal(stored_OI, final_OI.to(dtype))
+    for bits, mask_OI in ((difference.initial, initial_mask_OI), (difference.final, final_mask_OI)):
+        unpacked = np.unpackbits(bits.numpy(), count=mask_OI.numel()).reshape(mask_OI.shape)
+        assert np.array_equal(unpacked == 1, mask_OI.numpy())
+
+
+# The streams
+
+
+def stream(place: Place, num_samples: int, dtype: torch.dtype, folder: Path, seed: int = 0) -> Activations:
+    made = Shelf(place, CPU, dtype, folder).empty(num_samples, 3, 4)
+    made[0:num_samples] = torch.randn(num_samples, 3, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("place", ["device", "disk"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_streams_are_restored_bit_by_bit(batch_size: int, place: Place, dtype: torch.dtype, tmp_path: Path) -> None:
+    streams = {name: stream(place, 5, dtype, tmp_path, seed) for seed, name in enumerate(("pruned", "rebuilt"))}
+    checkpoint = Checkpoint(tmp_path, 2)
+    checkpoint.write_layer(0, {"weight": torch.ones(2)})
+    checkpoint.finish_layer(0, [], {}, streams, batch_size, 5)
+    checkpoint.wait()
+    held = load_file(tmp_path / "activations-00001.safetensors")
+    assert all(torch.equal(held[name], streams[name][0:5]) for name in ("pruned", "rebuilt"))
+    for other_batch_size in (1, 3, 5):  # another batch size may read them
+        fresh = {name: stream(place, 5, dtype, tmp_path, seed=9) for name in streams}
+        Checkpoint(tmp_path, 2).restore(fresh, other_batch_size, 5)
+        assert all(torch.equal(fresh[name][0:5], streams[name][0:5]) for name in streams)
+
+
+def test_one_stream_under_two_names_is_on_disk_once(tmp_path: Path) -> None:
+    only = stream("device", 5, torch.float32, tmp_path)
+    checkpoint = Checkpoint(tmp_path, 2)
+    checkpoint.finish_layer(0, [], {}, {"pruned": only, "rebuilt": only}, 2, 5)
+    checkpoint.wait()
+    assert list(load_file(tmp_path / "activations-00001.safetensors")) == ["pruned"]
+    fresh = stream("device", 5, torch.float32, tmp_path, seed=9)
+    Checkpoint(tmp_path, 2).restore({"pruned": fresh, "rebuilt": fresh}, 2, 5)
+    assert torch.equal(fresh[0:5], only[0:5])
+
+
+# Beginning and taking over
+
+
+def interrupted(folder: Path, facts: dict[str, Any] = FACTS, layers: int = 1) -> Path:
+    """The folder of a run that was killed."""
+    lock, source = begin(folder, facts, may_resume=False)
+    assert source is None
+    for index in range(layers):
+        (folder / FOLDER / f"layer-{index:05d}.json").write_text("[]")
+    lock.close()
+    return folder
+
+
+def test_a_fresh_folder_gets_the_settings_and_a_lock(tmp_path: Path) -> None:
+    lock, source = begin(tmp_path / "new" / "run", FACTS, may_resume=True)
+    with lock:
+        assert source is None
+        assert sorted(path.name for path in (tmp_path / "new" / "run" / FOLDER).iterdir()) == ["lock", "settings.json"]
+
+
+def test_the_same_settings_go_on(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run")
+    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
+    lock.close()
+    assert source == tmp_path / "run"
+
+
+@pytest.mark.parametrize("may_resume", [True, False])
+@pytest.mark.parametrize("facts", [FACTS, FACTS | {"batch_size": 4}], ids=["the same", "other settings"])
+def test_a_run_that_was_killed_in_its_first_layer_is_in_nobodys_way(
+    facts: dict[str, Any], may_resume: bool, tmp_path: Path
+) -> None:
+    interrupted(tmp_path / "run", layers=0)
+    lock, source = begin(tmp_path / "run", facts, may_resume)
+    lock.close()
+    assert source is None
+    assert json.loads((tmp_path / "run" / FOLDER / "settings.json").read_text()) == json.loads(json.dumps(facts))
+
+
+def test_other_settings_are_refused_by_key_with_both_values_and_nothing_is_lost(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run" / FOLDER).iterdir()}
+    other = FACTS | {"rebuild": {"alpha": 0.2, "rows": (1, 2)}, "batch_size": 4}
+    with pytest.raises(UserError) as refusal:
+        begin(tmp_path / "run", other, may_resume=True)
+    sentence = str(refusal.value)
+    assert "(batch_size: None there, 4 here, rebuild.alpha: 0.1 there, 0.2 here)" in sentence
+    assert sentence.startswith("hydra.run.dir holds an unfinished run with other settings")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / FOLDER).iterdir()} == before
+    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
+    lock.close()
+    assert source == tmp_path / "run"
+
+
+@pytest.mark.parametrize("facts", [{}, {"pattern": None}, {"pattern": 3}, {"pattern": {"n": 2, "m": 4, "k": 1}}])
+def test_settings_that_one_of_them_lacks_are_told_too(facts: dict[str, Any], tmp_path: Path) -> None:
+    interrupted(tmp_path / "run")
+    rest = {key: value for key, value in FACTS.items() if key != "pattern"}
+    with pytest.raises(UserError, match=r"\(pattern(\.[nmk])?: "):
+        begin(tmp_path / "run", rest | facts, may_resume=True)
+
+
+def test_without_leave_to_resume_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run")
+    with pytest.raises(UserError, match="holds an unfinished run; resume=auto goes on with it"):
+        begin(tmp_path / "run", FACTS, may_resume=False)
+
+
+def test_a_run_that_is_still_going_on_is_refused(tmp_path: Path) -> None:
+    lock, _ = begin(tmp_path / "run", FACTS, may_resume=True)
+    with lock, pytest.raises(UserError, match="is the folder of a run that is still going on"):
+        begin(tmp_path / "run", FACTS, may_resume=True)
+    begin(tmp_path / "run", FACTS, may_resume=True)[0].close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_settings_that_cannot_be_read_are_those_of_no_run(content: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", layers=0)
+    (tmp_path / "run" / FOLDER / "settings.json").write_text(content)
+    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
+    lock.close()
+    assert source is None
+    assert json.loads((tmp_path / "run" / FOLDER / "settings.json").read_text()) == json.loads(json.dumps(FACTS))
+
+
+def test_layers_whose_settings_are_unknown_are_not_taken_over(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", layers=2)
+    (tmp_path / "run" / FOLDER / "settings.json").unlink()
+    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
+    lock.close()
+    assert source is None
+    assert Checkpoint(tmp_path / "run" / FOLDER, 3).num_finished == 0
+
+
+FIRST, SECOND, THIRD, FOURTH = (f"2026-01-0{day}_10-00-00_llama_wanda" for day in (1, 2, 3, 4))
+
+
+def begun(folder: Path, facts: dict[str, Any] = FACTS, may_resume: bool = True) -> tuple[IO[str], Path | None]:
+    """As a run does it, whose folder is there already."""
+    folder.mkdir(exist_ok=True)
+    return begin(folder, facts, may_resume)
+
+
+def test_a_folder_of_another_time_takes_over_the_latest_of_the_same_name(tmp_path: Path) -> None:
+    for name in (FIRST, SECOND):
+        interrupted(tmp_path / name)
+    lock, source = begun(tmp_path / THIRD)
+    lock.close()
+    assert source == tmp_path / SECOND
+    assert not (tmp_path / SECOND / FOLDER).exists()
+    assert (tmp_path / FIRST / FOLDER / "layer-00000.json").exists()
+    assert Checkpoint(tmp_path / THIRD / FOLDER, 2).num_finished == 1
+
+
+def test_what_was_taken_over_stays_locked(tmp_path: Path) -> None:
+    interrupted(tmp_path / FIRST)
+    lock, _ = begun(tmp_path / SECOND)
+    with lock, pytest.raises(UserError, match="still going on"):
+        begun(tmp_path / SECOND)
+    lock, source = begun(tmp_path / THIRD)
+    lock.close()
+    assert source == tmp_path / SECOND
+
+
+def test_it_passes_over_other_settings_and_runs_that_still_go_on_and_those_without_a_layer(tmp_path: Path) -> None:
+    interrupted(tmp_path / FIRST)
+    interrupted(tmp_path / SECOND, FACTS | {"batch_size": 7})
+    interrupted(tmp_path / THIRD, layers=0)
+    going_on, _ = begin(interrupted(tmp_path / FOURTH), FACTS, may_resume=True)
+    with going_on:
+        lock, source = begun(tmp_path / "2026-01-05_10-00-00_llama_wanda")
+        lock.close()
+    assert source == tmp_path / FIRST
+
+
+def test_a_folder_where_a_run_came_to_nothing_takes_over_another_one_all_the_same(tmp_path: Path) -> None:
+    interrupted(tmp_path / FIRST)
+    interrupted(tmp_path / SECOND, FACTS | {"batch_size": 7}, layers=0)
+    lock, source = begin(tmp_path / SECOND, FACTS, may_resume=True)
+    lock.close()
+    assert source == tmp_path / FIRST
+    assert Checkpoint(tmp_path / SECOND / FOLDER, 2).num_finished == 1
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        (FIRST, SECOND.replace("wanda", "magnitude")),
+        (FIRST, "llama_wanda"),
+        ("run1", "run2"),
+        ("2026-01-01_llama_wanda", SECOND),
+    ],
+)
+def test_a_folder_of_another_name_is_left_alone(there: str, here: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / there)
+    lock, source = begun(tmp_path / here)
+    lock.close()
+    assert source is None
+    assert (tmp_path / there / FOLDER / "layer-00000.json").exists()
+
+
+def test_without_leave_to_resume_nothing_is_taken_over(tmp_path: Path) -> None:
+    interrupted(tmp_path / FIRST)
+    lock, source = begun(tmp_path / SECOND, may_resume=False)
+    lock.close()
+    assert source is None
+    assert (tmp_path / FIRST / FOLDER / "layer-00000.json").exists()

@@ -1,0 +1,70 @@
+"""A GGUF model that is cut into the pieces of several packages is put together before it is converted."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from barber import UserError
+from barber.model import sources as models
+from barber.model.sources import Packaged
+from tests import tiny
+
+WHOLE = bytes(range(256)) * 8
+CUTS = (0, 700, 1500, len(WHOLE))
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three packages, a piece of the file in each, and an empty cache."""
+    places = tmp_path / "site"
+    for number, (start, end) in enumerate(pairwise(CUTS)):
+        (places / f"piece_{number}" / "data").mkdir(parents=True)
+        (places / f"piece_{number}" / "data" / f"model.part{number}").write_bytes(WHOLE[start:end])
+    monkeypatch.syspath_prepend(str(places))
+    monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+def cut_up(pieces: range = range(3)) -> Packaged:
+    parts = [f"piece_{number}/data/model.part{number}" for number in pieces]
+    return Packaged("pieces", "model.gguf", "pip install pieces", parts)
+
+
+def test_the_pieces_are_joined_in_their_order_and_converted_once(packages: Path) -> None:
+    read: list[tuple[str, bytes]] = []
+
+    def convert(pretrained_model_name_or_path: str, gguf_file: str, **_: Any) -> Any:
+        read.append((gguf_file, (Path(pretrained_model_name_or_path) / gguf_file).read_bytes()))
+        model = tiny.model("llama")
+        model.config.quantization_config = {}
+        return model
+
+    source = cut_up()
+    assert str(source) == "model"
+    with (
+        mock.patch.object(models.AutoModelForCausalLM, "from_pretrained", side_effect=convert),
+        mock.patch.object(models.AutoTokenizer, "from_pretrained"),
+    ):
+        first, second = source._folder(), source._folder()
+    assert read == [("model.gguf", WHOLE)]
+    assert first == second
+    assert Path(first.path).parent == packages
+    assert sorted(path.suffix for path in Path(first.path).iterdir()) == [".json", ".json", ".safetensors"]
+
+
+def test_a_conversion_that_fails_leaves_nothing_behind(packages: Path) -> None:
+    with (
+        mock.patch.object(models.AutoModelForCausalLM, "from_pretrained", side_effect=ValueError("no such kind")),
+        pytest.raises(ValueError, match="no such kind"),
+    ):
+        cut_up()._folder()
+    assert [*packages.iterdir()] == []
+
+
+def test_a_piece_that_is_missing_comes_with_the_command_that_installs_it(packages: Path) -> None:
+    with pytest.raises(UserError, match="needs the Python package piece_3, install it with: pip install pieces"):
+        cut_up(range(4)).config()
+    assert not packages.exists()

@@ -1,0 +1,224 @@
+"""What is kept across runs is complete or not there, belongs to one maker at a time, and stays below its limit."""
+
+import fcntl
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from barber import UserError
+from barber.data.texts import tokenise
+from barber.methods.pruners import Pruned
+from barber.model.sources import RandomModel
+from barber.runtime.cache import Cache, Entry, cache_folder
+from barber.walk.initial import InitialMasks
+from tests.processes import launch
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def made(entry: Entry, content: bytes = b"something") -> bytes:
+    """What an entry holds, which is made if it is not there."""
+    file = entry.folder / "content"
+
+    def make() -> bytes:
+        file.write_bytes(content)
+        entry.complete()
+        return content
+
+    return entry.read_or_make("it", lambda: file.read_bytes() if file.exists() else None, make)
+
+
+def test_an_entry_is_made_once(folder: Path) -> None:
+    assert made(Cache().entry("kind", {"a": 1})) == b"something"
+    assert made(Cache().entry("kind", {"a": 1}), b"else") == b"something"
+    (facts,) = folder.glob("kept/kind/*/facts.json")
+    assert json.loads(facts.read_text()) == {"a": 1}
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), min_size=1))
+def test_its_name_depends_on_every_fact_and_not_on_their_order(facts: dict[str, Any]) -> None:
+    key = Cache().entry("kind", facts).key
+    assert Cache().entry("kind", dict(reversed(facts.items()))).key == key
+    assert Cache().entry("other", facts).key != key
+    for name in facts:
+        assert Cache().entry("kind", facts | {name: "another value"}).key != key
+        assert Cache().entry("kind", {k: v for k, v in facts.items() if k != name}).key != key
+
+
+def test_what_was_not_completed_is_made_again() -> None:
+    entry = Cache().entry("kind", {})
+    with entry.opened("it") as complete:
+        assert not complete
+        (entry.folder / "content").write_bytes(b"half")
+    assert made(entry) == b"something"
+
+
+def test_what_is_broken_is_made_again() -> None:
+    entry = Cache().entry("kind", {})
+    made(entry, b"old")
+    (entry.folder / "content").unlink()
+    assert made(entry, b"new") == b"new"
+    assert made(entry, b"newer") == b"new"
+
+
+def make_or_wait(log: str) -> bytes:
+    """In a process of its own: a line in the log if the entry had to be made."""
+
+    def content() -> bytes:
+        entry = Cache().entry("kind", {})
+        with entry.opened("it") as complete:
+            if not complete:
+                with Path(log).open("a") as lines:
+                    lines.write("made\n")
+                threading.Event().wait(0.3)
+                (entry.folder / "content").write_bytes(b"whole")
+                entry.complete()
+            return (entry.folder / "content").read_bytes()
+
+    return content()
+
+
+def test_of_many_processes_one_makes_it_and_the_others_wait(tmp_path: Path) -> None:
+    outcomes = launch(make_or_wait, str(tmp_path / "log"), size=4, folder=tmp_path / "said")
+    assert [outcome.result for outcome in outcomes] == [b"whole"] * 4, outcomes
+    assert (tmp_path / "log").read_text() == "made\n"
+
+
+def test_readers_do_not_wait_for_each_other() -> None:
+    entry = Cache().entry("kind", {})
+    made(entry)
+    with entry.opened("it") as first, entry.opened("it") as second:
+        assert first and second
+
+
+def test_a_maker_that_is_killed_leaves_the_entry_to_the_next(tmp_path: Path) -> None:
+    (outcome,) = launch(killed_while_it_makes, size=1, folder=tmp_path)
+    assert outcome.code == -9
+    assert made(Cache().entry("kind", {})) == b"something"
+
+
+def killed_while_it_makes() -> None:
+    entry = Cache().entry("kind", {})
+    with entry.opened("it"):
+        (entry.folder / "content").write_bytes(b"half")
+        os.kill(os.getpid(), 9)
+
+
+def used_at(entry: Entry, seconds: int) -> None:
+    for file in entry.folder.iterdir():
+        os.utime(file, (seconds, seconds))
+
+
+def test_what_was_not_used_for_longest_goes_first() -> None:
+    cache = Cache(max_gib=2500 / 2**30)
+    entries = [cache.entry("kind", {"number": number}) for number in range(3)]
+    for number, entry in enumerate(entries[:2]):
+        made(entry, bytes(1000))
+        used_at(entry, number)
+    made(entries[0])  # used again
+    made(entries[2], bytes(1000))
+    assert [entry.is_complete for entry in entries] == [True, False, True]
+
+
+def test_nothing_goes_that_is_in_use() -> None:
+    cache = Cache(max_gib=1500 / 2**30)
+    old, new = (cache.entry("kind", {"number": number}) for number in range(2))
+    made(old, bytes(1000))
+    used_at(old, 1)
+    with old.opened("it"):
+        made(new, bytes(1000))
+        assert old.is_complete
+
+
+def test_models_that_were_converted_stay(folder: Path) -> None:
+    (folder / "models" / "llama").mkdir(parents=True)
+    (folder / "models" / "llama" / "model.safetensors").write_bytes(bytes(5000))
+    made(Cache(max_gib=1500 / 2**30).entry("kind", {}), bytes(1000))
+    assert (folder / "models" / "llama" / "model.safetensors").exists()
+
+
+def test_a_limit_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="max_gib must be above 0, not 0; cache=off does without"):
+        Cache(0)
+
+
+def test_a_folder_that_cannot_be_made_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "file" / "cache"))
+    tokenizer = RandomModel("llama").tokenizer()
+    with caplog.at_level(logging.WARNING, logger="barber"):
+        tokens_T = tokenise("a text", tokenizer, Cache())
+    assert torch.equal(tokens_T, tokenise("a text", tokenizer))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The token ids are not kept for other runs: ")
+
+
+def test_token_ids_are_kept_by_text_and_tokenizer(folder: Path) -> None:
+    tokenizer = RandomModel("llama").tokenizer()
+    assert tokenizer is not None
+    first = tokenise("a text", tokenizer, Cache())
+    (file,) = folder.glob("kept/tokens/*/tokens.safetensors")
+    before = file.stat().st_mtime_ns
+    assert torch.equal(tokenise("a text", tokenizer, Cache()), first)
+    assert file.stat().st_mtime_ns == before
+    tokenise("another text", tokenizer, Cache())
+    tokenizer.add_tokens(["text"])
+    assert len(tokenise("a text", tokenizer, Cache())) < len(first)
+    assert len(list(folder.glob("kept/tokens/*"))) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Initial masks
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 99))
+def test_initial_masks_come_back_bit_for_bit(outputs: int, inputs: int, updated: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    dense_OI = torch.randn(outputs, inputs, generator=generator)
+    dense_OI[0, 0] = -0.0
+    mask_OI = torch.rand(outputs, inputs, generator=generator) < 0.5
+    pruned = Pruned.masking(dense_OI * 1.5 if updated else dense_OI, mask_OI)
+    folder = cache_folder() / f"{outputs}-{inputs}-{updated}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    InitialMasks(folder, complete=False).write(0, {"linear": dense_OI}, {"linear": pruned})
+    found = InitialMasks(folder, complete=True).read(0, {"linear": dense_OI})["linear"]
+    assert torch.equal(found.mask_OI, mask_OI)
+    assert torch.equal(found.weight_OI.view(torch.int32), pruned.weight_OI.view(torch.int32))
+
+
+def test_a_full_disk_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("barber.walk.initial.save_file", full)
+    masks, weight_OI = InitialMasks(tmp_path, complete=False), torch.randn(2, 4)
+    with caplog.at_level(logging.WARNING, logger="barber"):
+        for index in range(3):
+            masks.write(index, {"linear": weight_OI}, {"linear": Pruned.masking(weight_OI, weight_OI > 0)})
+    assert [record.getMessage().endswith("No space left on device") for record in caplog.records] == [True]
+    assert not masks.has_all(1)
+
+
+def test_locks_are_not_left_held() -> None:
+    entry = Cache().entry("kind", {})
+    made(entry)
+    (lock,) = (cache_folder() / "kept" / ".locks").iterdir()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
