@@ -16,7 +16,7 @@ from barber.methods.rebuild import Rebuild
 from barber.model.checkpoint import Checkpoint, Difference
 from barber.model.decoder import Decoder
 from barber.model.weights import InMemory, Weights
-from barber.runtime.activations import DENSE_SETS, SETS, Place, Shelf
+from barber.runtime.activations import DENSE_SETS, SETS, ActivationStore, Place
 from barber.runtime.distributed import Ranks
 from barber.runtime.memory import physical_memory
 from barber.runtime.precision import Precision
@@ -155,9 +155,9 @@ def prune(
     size = batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place)
     begin = checkpoint.num_finished if checkpoint is not None else 0
     sets = SETS + (DENSE_SETS if any(step.needs.dense for step in steps) else 0)
-    shelf = Shelf(activations, place, forward.dtype, scratch, sets)
+    store = ActivationStore(activations, place, forward.dtype, scratch, sets)
     if gradients is None and pruner.gradient == "loss" and (initial is None or not initial.complete):
-        gradients = loss_gradients(model, tokens_BL.long(), weights or InMemory(model), place, size, shelf)
+        gradients = loss_gradients(model, tokens_BL.long(), weights or InMemory(model), place, size, store)
     if weights is None:
         weights = InMemory(model, checkpoint)
         weights.restore()
@@ -171,7 +171,7 @@ def prune(
         size,
         weights=weights,
         precision=precision or Precision(),
-        shelf=shelf,
+        store=store,
         schedule=schedule,
         keep_graphs=graphs_fit(model.config, tokens_BL, place),
         initial=initial,
@@ -256,7 +256,7 @@ def allocate(
         weights or InMemory(model),
         place,
         batch_size or fitting_batch_size(model.config, tokens_BL.shape[1], place),
-        Shelf(activations, place, forward.dtype, scratch),
+        ActivationStore(activations, place, forward.dtype, scratch),
         forward,
         pattern.sparsity,
         Ranks.present(),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from barber.model.blocks import main_output
 from barber.model.decoder import Decoder
 from barber.model.weights import InMemory, Weights
-from barber.runtime.activations import Place, Shelf
+from barber.runtime.activations import ActivationStore, Place
 from barber.runtime.tensors import Tensor, batches
 
 
@@ -111,8 +111,10 @@ class Forward:
         self, tokens_NL: Tensor, outputs: BlockOutputs | None, progress: Callable[[int], None]
     ) -> Iterator[Batch]:
         decoder = Decoder(self.model)
-        shelf = Shelf(self.activations, self.device, self.model.get_input_embeddings().weight.dtype, self.scratch)
-        inputs = decoder.inputs(tokens_NL, self.batch_size, shelf, dtype=None)
+        store = ActivationStore(
+            self.activations, self.device, self.model.get_input_embeddings().weight.dtype, self.scratch
+        )
+        inputs = decoder.inputs(tokens_NL, self.batch_size, store, dtype=None)
         hidden = inputs.hidden
         weights = self.weights or InMemory(self.model)
         for index, layer in enumerate(decoder.layers):

@@ -44,7 +44,7 @@ class SecondMoment:
 
     def value(self, ranks: Ranks = ALONE) -> Tensor:
         assert isinstance(self._sum_I, Tensor)
-        return (ranks.add_up(self._sum_I) / self._num_samples).float()
+        return (ranks.all_reduce_sum(self._sum_I) / self._num_samples).float()
 
 
 class Moments:
@@ -67,7 +67,7 @@ class Moments:
 
     def value(self, ranks: Ranks = ALONE) -> Tensor:
         assert self._sums_3I is not None
-        sum_I, squares_I, tokens_I = ranks.add_up(self._sums_3I)
+        sum_I, squares_I, tokens_I = ranks.all_reduce_sum(self._sums_3I)
         variance_I = squares_I / tokens_I - (sum_I / tokens_I).square()
         means_3I = [sum_I / self._num_samples, variance_I.clamp(min=0), squares_I / self._num_samples]
         return torch.stack(means_3I).float()
@@ -89,7 +89,7 @@ class Hessian:
 
     def value(self, ranks: Ranks = ALONE) -> Tensor:
         assert self._sum_II is not None
-        return ranks.add_up(self._sum_II) * (2 / self._num_samples)
+        return ranks.all_reduce_sum(self._sum_II) * (2 / self._num_samples)
 
 
 class CrossMoment:
@@ -109,7 +109,7 @@ class CrossMoment:
     def value(self, ranks: Ranks = ALONE) -> Tensor:
         """The mean over the samples of all processes."""
         assert self._sum_JI is not None
-        return ranks.add_up(self._sum_JI) * (2 / self._num_samples)
+        return ranks.all_reduce_sum(self._sum_JI) * (2 / self._num_samples)
 
 
 class MeanSquaredGradient:
@@ -137,7 +137,7 @@ class MeanSquaredGradient:
     def value(self, ranks: Ranks = ALONE) -> Tensor:
         """The mean over the samples of all processes."""
         assert self._sum_OI is not None
-        return ranks.add_up(self._sum_OI) / self._num_samples
+        return ranks.all_reduce_sum(self._sum_OI) / self._num_samples
 
 
 class AllFed(Exception):  # noqa: N818 (it is no error)

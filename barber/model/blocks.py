@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from barber.runtime.offload import Ferry
+from barber.runtime.offload import Offload
 from barber.runtime.products import fast_linears
 from barber.runtime.tensors import Tensor, converted, replaced_forward
 
@@ -164,7 +164,7 @@ class Layer:
             return self.run(call)
 
     @contextmanager
-    def at_work(self, device: torch.device, ferry: Ferry | None = None) -> Iterator[None]:
+    def onloaded(self, device: torch.device, offload: Offload | None = None) -> Iterator[None]:
         """The layer on `device` in float32, without autograd for its weights and with fast products.
 
         On the way out the linears' weights are stored where they came from, in the model's dtype, and all else is put
@@ -175,7 +175,7 @@ class Layer:
         wanted_gradient = [tensor.requires_grad for tensor in tensors]
         weights = {id(linear.module.weight) for linear in self.linears}
         try:
-            fetched = ferry.take(id(self), stored) if ferry else [converted(value, device) for value in stored]
+            fetched = offload.take(id(self), stored) if offload else [converted(value, device) for value in stored]
             for tensor, value in zip(tensors, fetched, strict=True):
                 tensor.requires_grad_(False)
                 tensor.data = value
@@ -183,8 +183,8 @@ class Layer:
                 yield
             for tensor, original in zip(tensors, stored, strict=True):
                 if id(tensor) in weights and tensor.data is not original:
-                    if ferry is not None:
-                        ferry.put(original, tensor.data)
+                    if offload is not None:
+                        offload.put(original, tensor.data)
                     else:
                         original.copy_(tensor.data)
         finally:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from barber.model.blocks import Block, Call, Layer, Linear
 from barber.model.families import Family, family_of
-from barber.runtime.activations import Activations, Shelf
+from barber.runtime.activations import Activations, ActivationStore
 from barber.runtime.tensors import Tensor, batches, converted, replaced_forward
 
 
@@ -57,11 +57,11 @@ class Decoder:
         self,
         tokens_NL: Tensor,
         batch_size: int,
-        shelf: Shelf,
+        store: ActivationStore,
         dtype: torch.dtype | None = torch.float32,
         also: tuple[int, ...] = (),
     ) -> LayerInputs:
-        """Embed the tokens onto the shelf and record every layer's call, in `dtype` (None: the model's own).
+        """Embed the tokens into the store and record every layer's call, in `dtype` (None: the model's own).
 
         The model's own forward runs with decoder layers that hand their input on, so this costs no more than the
         embedding. Calls are recorded for the full and the last, smaller batch, and for batches of the sizes `also`.
@@ -72,7 +72,7 @@ class Decoder:
             seen = self._embed(tokens_NL[batch])
             embedded_BLD = seen[0].x
             if hidden is None:
-                hidden = shelf.empty(len(tokens_NL), *embedded_BLD.shape[1:])
+                hidden = store.empty(len(tokens_NL), *embedded_BLD.shape[1:])
             hidden[batch] = embedded_BLD
             for by_size, call in zip(calls, seen, strict=True):
                 by_size.setdefault(len(embedded_BLD), call)
@@ -80,7 +80,7 @@ class Decoder:
             for by_size, call in zip(calls, self._embed(tokens_NL[:size]), strict=True):
                 by_size.setdefault(size, call)
         assert hidden is not None
-        device = shelf.device
+        device = store.device
         moved: dict[int, Any] = {}  # masks and positions are shared between layers: one copy each
         for by_size in calls:
             for size, call in by_size.items():

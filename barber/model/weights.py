@@ -20,7 +20,7 @@ from barber.model.checkpoint import Checkpoint, Difference
 from barber.model.decoder import Decoder
 from barber.model.families import family_of
 from barber.model.sources import hollow, save_configs, untied
-from barber.runtime.offload import Ferry
+from barber.runtime.offload import Offload
 from barber.runtime.tensors import Tensor, moved
 
 Stage = Literal["dense", "pruned", "rebuilt"]
@@ -29,7 +29,7 @@ Stage = Literal["dense", "pruned", "rebuilt"]
 class Weights(Protocol):
     """The weights of a model's decoder layers."""
 
-    def at_work(self, index: int, device: torch.device) -> AbstractContextManager[None]:
+    def onloaded(self, index: int, device: torch.device) -> AbstractContextManager[None]:
         """A layer on the device in float32; what its linears have at the end is kept, in the model's dtype."""
         ...
 
@@ -77,11 +77,11 @@ class InMemory:
         self.model, self._checkpoint = model, checkpoint
         self._layers = Decoder(model).layers
         self._differences: dict[str, Difference] = {}
-        self._ferry: Ferry | None = None
+        self._offload: Offload | None = None
 
     def finish(self) -> None:
-        if self._ferry is not None:
-            self._ferry.wait()
+        if self._offload is not None:
+            self._offload.wait()
 
     def restore(self) -> None:
         for index in range(self._checkpoint.num_finished if self._checkpoint else 0):
@@ -91,14 +91,14 @@ class InMemory:
                 state[name].copy_(tensor)
 
     @contextmanager
-    def at_work(self, index: int, device: torch.device) -> Iterator[None]:
+    def onloaded(self, index: int, device: torch.device) -> Iterator[None]:
         layer = self._layers[index]
-        if device.type == "cuda" and self._ferry is None:
-            self._ferry = Ferry(device)
-        with layer.at_work(device, self._ferry):
-            if self._ferry is not None and index + 1 < len(self._layers):
+        if device.type == "cuda" and self._offload is None:
+            self._offload = Offload(device)
+        with layer.onloaded(device, self._offload):
+            if self._offload is not None and index + 1 < len(self._layers):
                 following = self._layers[index + 1]
-                self._ferry.order(id(following), [tensor.data for tensor in following.tensors])
+                self._offload.order(id(following), [tensor.data for tensor in following.tensors])
             yield
         if self._checkpoint is not None:
             self.finish()
@@ -156,7 +156,7 @@ class Streamed:
             self._checkpoint.wait()
 
     @contextmanager
-    def at_work(self, index: int, device: torch.device) -> Iterator[None]:
+    def onloaded(self, index: int, device: torch.device) -> Iterator[None]:
         layer = self._layers[index]
         tensors = self._ahead.result() if self._ahead is not None else self._source.tensors(layer)
         self._ahead = None
@@ -164,7 +164,7 @@ class Streamed:
             self._ahead = self._reader.submit(self._source.tensors, self._layers[index + 1])
         with self._filled(layer, tensors, torch.device("cpu")):
             del tensors
-            with layer.at_work(device):
+            with layer.onloaded(device):
                 yield
             if self._checkpoint is not None:
                 self._checkpoint.write_layer(index, layer.module.state_dict(prefix=f"{layer.name}."))

@@ -162,14 +162,14 @@ class _Run:
         experiment, calibration = self.experiment, inputs.calibration
         keeps = inputs.streams or (experiment.export is not None and experiment.resume == "auto")
         # Layers that are there already are used whether more are to be kept or not.
-        if calibration is None or not (keeps or self.ranks.told(holds_layers(self.folder))):
+        if calibration is None or not (keeps or self.ranks.broadcast(holds_layers(self.folder))):
             return None
         if self.ranks.leads:
             facts = counting(self.record.config, "layers")
             versions = {name: self.record.versions[name] for name in ("torch", "transformers")}
             facts |= {"calibration_digest": calibration.digest, "processes": self.ranks.size, "version": versions}
             self.lock, source = begin(self.folder, facts, may_resume=experiment.resume == "auto")
-        folder = self.ranks.told(self.folder)
+        folder = self.ranks.broadcast(self.folder)
         num_layers = len(Decoder(skeleton(experiment.model.config())).layers)
         checkpoint = Checkpoint(folder / FOLDER, num_layers, self.ranks)
         if self.ranks.leads and source is not None:
@@ -253,7 +253,7 @@ class _Run:
                 initial.took(report.initial_seconds)
                 record.initial = {"known": False, "seconds": report.initial_seconds}
         record.machine["peak_memory_bytes"] = peak_memory(inputs.device)
-        self.ranks.meet()  # no file of the checkpoint is removed while another process reads it
+        self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
         if self.ranks.leads:
             self._note(report)
         return masks

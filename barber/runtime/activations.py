@@ -39,7 +39,7 @@ class Activations(Protocol):
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ActivationStore:
     """Makes room for activations.
 
     Args:

@@ -47,7 +47,7 @@ class Ranks:
         rank = self.rank if rank is None else rank
         return slice(num_samples * rank // self.size, num_samples * (rank + 1) // self.size)
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes; what is given stays as it is."""
         if self.size == 1:
             return tensor
@@ -55,14 +55,14 @@ class Ranks:
         distributed.all_reduce(total)
         return total
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What rank 0 has as `value`."""
         values = [value]
         if self.size > 1:
             distributed.broadcast_object_list(values, src=0)
         return values[0]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes have come as far."""
         if self.size > 1:
             distributed.barrier()

@@ -28,7 +28,7 @@ class FiniteChecks:
         """The first check that failed on any process, after one transfer for all; they are done with then."""
         if not self._bad:
             return None
-        bad = self.ranks.add_up(torch.stack(list(self._bad.values())).int()).tolist()
+        bad = self.ranks.all_reduce_sum(torch.stack(list(self._bad.values())).int()).tolist()
         names = [name for name, number in zip(self._bad, bad, strict=True) if number]
         self._bad.clear()
         return names[0] if names else None

@@ -14,7 +14,7 @@ import torch
 from barber.runtime.tensors import Tensor, converted
 
 
-class Ferry:
+class Offload:
     """Between host memory and one device.
 
     Args:
@@ -24,7 +24,7 @@ class Ferry:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ferry")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload")
         self._fetched: dict[int, Future[list[Tensor]]] = {}
         self._stored: list[Future[None]] = []
 

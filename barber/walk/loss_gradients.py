@@ -16,7 +16,7 @@ from barber.methods.statistics import MeanSquaredGradient, observing_outputs
 from barber.model.blocks import Call, Layer
 from barber.model.decoder import Decoder
 from barber.model.weights import Weights
-from barber.runtime.activations import SETS, Activations, Shelf
+from barber.runtime.activations import SETS, Activations, ActivationStore
 from barber.runtime.distributed import Ranks
 from barber.runtime.numerics import FiniteChecks
 from barber.runtime.precision import Arithmetic
@@ -30,7 +30,7 @@ def loss_gradients(
     weights: Weights,
     device: torch.device,
     batch_size: int,
-    shelf: Shelf | None = None,
+    store: ActivationStore | None = None,
     arithmetic: Arithmetic | None = None,
 ) -> dict[str, Tensor]:
     """The mean over samples of the squared gradient of every prunable weight, at the dense weights.
@@ -41,7 +41,7 @@ def loss_gradients(
 
     Time: each token costs about 8 operations a prunable weight, four times a forward pass: two of those, the backward
     pass by the activations, and the products of inputs and gradients. Memory: on the host the result, a float32 a
-    prunable weight, in every process; on the shelf the inputs of all layers and the last one's output; on the device a
+    prunable weight, in every process; in the store the inputs of all layers and the last one's output; on the device a
     layer in float32, as many numbers for its sums, and the graph of a batch. Without a layer there, the device has
     what lies outside of them in float32, and the logits of one sample.
 
@@ -51,7 +51,7 @@ def loss_gradients(
         weights: where the layers' weights are, as long as none of them is pruned.
         device: where the layers are computed.
         batch_size: samples that go through a layer together.
-        shelf: where the inputs of the layers wait; None: wherever they have room.
+        store: where the inputs of the layers wait; None: wherever they have room.
         arithmetic: of the matrix products; None: float32.
 
     Returns:
@@ -61,10 +61,10 @@ def loss_gradients(
         NumericsError: NaN or infinite weights, activations, losses or gradients.
     """
     arithmetic = arithmetic or Arithmetic("float32", device)
-    shelf = shelf or Shelf("auto", device, arithmetic.dtype)
+    store = store or ActivationStore("auto", device, arithmetic.dtype)
     # Out of inference mode, which the caller may be in: no gradient can be had there.
     with torch.inference_mode(False), torch.no_grad(), weights.showing("dense"):
-        ascent = _Ascent(Decoder(model), weights, device, batch_size, shelf, arithmetic, tokens_NL)
+        ascent = _Ascent(Decoder(model), weights, device, batch_size, store, arithmetic, tokens_NL)
         ascent.go_up()
         ascent.take_losses()
         return ascent.go_down()
@@ -121,7 +121,7 @@ class _Ascent:
     weights: Weights
     device: torch.device
     batch_size: int
-    shelf: Shelf
+    store: ActivationStore
     arithmetic: Arithmetic
     tokens_NL: Tensor
 
@@ -130,15 +130,15 @@ class _Ascent:
         self._checks = FiniteChecks(self._ranks)
         # A copy: what was made in inference mode can't take part in a graph.
         self._mine_NL = self.tokens_NL[self._ranks.share(len(self.tokens_NL))].clone()
-        self._inputs = self.decoder.inputs(self._mine_NL, self.batch_size, self.shelf)
+        self._inputs = self.decoder.inputs(self._mine_NL, self.batch_size, self.store)
         first = self._inputs.hidden
         # The input of every layer and the output of the last one; on the way down the loss' gradients by them.
-        self._states = [first, *_room(self.shelf, len(self.decoder.layers), first.shape)]
+        self._states = [first, *_room(self.store, len(self.decoder.layers), first.shape)]
 
     def go_up(self) -> None:
         """Run the layers, and keep what each is given."""
         for index, layer in enumerate(self.decoder.layers):
-            with self._at_work(index), self.arithmetic():
+            with self._onloaded(index), self.arithmetic():
                 self._checks.order({f"{linear.name}: the weight": linear.weight_OI for linear in layer.linears})
                 for batch in self._batches():
                     output_BLD = layer.run(self._call(index, batch))
@@ -155,7 +155,7 @@ class _Ascent:
         with in_float32(outside, self.device), self.arithmetic():
             # One by one: the logits are by far the largest that there is.
             for sample in batches(len(self._mine_NL), 1):
-                hidden_BLD = self._suiting(self._states[-1][sample]).requires_grad_()
+                hidden_BLD = self._cast(self._states[-1][sample]).requires_grad_()
                 tokens_BL = self._mine_NL[sample].to(self.device)
                 with torch.enable_grad():
                     loss = self._loss(tokens_BL, hidden_BLD)
@@ -170,7 +170,7 @@ class _Ascent:
         for index in reversed(range(len(self.decoder.layers))):
             layer = self.decoder.layers[index]
             squared = {linear.name: MeanSquaredGradient(len(self.tokens_NL)) for linear in layer.linears}
-            with self._at_work(index), self.arithmetic():
+            with self._onloaded(index), self.arithmetic():
                 for batch in self._batches():
                     self._states[index][batch] = self._by_input(index, batch, squared)
             for name in list(squared):
@@ -192,10 +192,10 @@ class _Ascent:
         return batches(len(self._mine_NL), self.batch_size)
 
     def _call(self, index: int, batch: slice) -> Call:
-        return self._inputs.call(index, self._suiting(self._states[index][batch]))
+        return self._inputs.call(index, self._cast(self._states[index][batch]))
 
-    def _suiting(self, x_BLD: Tensor) -> Tensor:
-        """What lay on the shelf, in float32 if that is what is computed in."""
+    def _cast(self, x_BLD: Tensor) -> Tensor:
+        """What lay in the store, in float32 if that is what is computed in."""
         return x_BLD.float() if self.arithmetic.dtype == torch.float32 else x_BLD
 
     def _loss(self, tokens_BL: Tensor, hidden_BLD: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class _Ascent:
         return nn.functional.cross_entropy(logits_BLV[0, :-1].float(), tokens_BL[0, 1:])
 
     @contextmanager
-    def _at_work(self, index: int) -> Iterator[None]:
+    def _onloaded(self, index: int) -> Iterator[None]:
         """A layer on the device, its linears as they are computed with."""
         layer = self.decoder.layers[index]
         with self.weights.resident(index, self.device), in_float32(layer.tensors, self.device):
@@ -240,13 +240,13 @@ class _Part:
         return slice(self.first + start, self.first + stop)
 
 
-def _room(shelf: Shelf, count: int, shape: tuple[int, int, int]) -> list[Activations]:
+def _room(store: ActivationStore, count: int, shape: tuple[int, int, int]) -> list[Activations]:
     """Room for `count` times (N, L, D) numbers.
 
-    The shelf chooses a place on which `SETS` of what it is asked for fit, so it is asked for as many: that is room for
+    The store chooses a place on which `SETS` of what it is asked for fit, so it is asked for as many: that is room for
     all of them.
     """
     num_samples, seqlen, width = shape
     a_set = -(-count // SETS)
-    sets = [shelf.empty(min(a_set, count - i) * num_samples, seqlen, width) for i in range(0, count, a_set)]
+    sets = [store.empty(min(a_set, count - i) * num_samples, seqlen, width) for i in range(0, count, a_set)]
     return [_Part(sets[i // a_set], i % a_set * num_samples, shape) for i in range(count)]

@@ -150,7 +150,7 @@ class Passes:
                     block_call, y_sparse = work.layer.run_block(work.rebuilt, call, stream.done(work.rebuilt, batch))
                 self.assign(block.linears, work.dense_OI, self.gradient)
                 with self._dense_pass(block, with_gradient) as observed:
-                    y_dense = block.run(self.suiting(block_call))
+                    y_dense = block.run(self.cast(block_call))
             self._take_in(compared, work, stream, batch, y_sparse, y_dense, observed, with_gradient)
         return self._compared(compared, work, block)
 
@@ -262,8 +262,8 @@ class Passes:
     ) -> tuple[Call, Tensor, Observed]:
         """Run the layer as far as the block, whose weights are dense: the block's call, its output, its linears."""
         with self._dense_pass(block, with_gradient) as observed:
-            done = [self.suiting(output) for output in stream.done(work.rebuilt, batch)]
-            block_call, y_dense = work.layer.run_block(work.rebuilt, self.suiting(call), done)
+            done = [self.cast(output) for output in stream.done(work.rebuilt, batch)]
+            block_call, y_dense = work.layer.run_block(work.rebuilt, self.cast(call), done)
         return block_call, y_dense, observed
 
     def finish(self, work: LayerWork, block: Block, stream: Stream) -> list[Tensor]:
@@ -308,7 +308,7 @@ class Passes:
 
     def mean(self, loss_N: list[Tensor]) -> Tensor:
         """The mean over all samples of all processes: (), float64."""
-        return self.ranks.add_up(torch.cat(loss_N).double().sum()) / self.num_samples
+        return self.ranks.all_reduce_sum(torch.cat(loss_N).double().sum()) / self.num_samples
 
     @contextmanager
     def _dense_pass(self, block: Block, with_gradient: bool) -> Iterator[Observed]:
@@ -316,7 +316,7 @@ class Passes:
         with torch.set_grad_enabled(with_gradient), self.gradient(), observing_outputs(modules) as observed:
             yield observed
 
-    def suiting(self, value: Any) -> Any:
+    def cast(self, value: Any) -> Any:
         """A call or a tensor in the precision of gradients, if that is higher than that of forward passes."""
         if self.gradient.dtype == self.forward.dtype or self.gradient.dtype != torch.float32:
             return value

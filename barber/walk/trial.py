@@ -36,7 +36,7 @@ class BlockTrial:
         for name, current in self.work.current.items():
             if any(linear.name == name for linear in self.block.linears):
                 sum_OI = sums_OI.get(name, torch.zeros_like(current.weight_OI))
-                sums_OI[name] = self.passes.ranks.add_up(sum_OI) / _length(samples)
+                sums_OI[name] = self.passes.ranks.all_reduce_sum(sum_OI) / _length(samples)
         return loss, sums_OI
 
     def _target(self, batch: slice, follow: float) -> Tensor:
@@ -72,7 +72,7 @@ class BlockTrial:
                         _, y = work.layer.run_block(work.rebuilt, call, done)
                     total += sample_losses(y, self._target(batch, follow), 1)[0].double()
                     continue
-                call, done = passes.suiting(call), [passes.suiting(output) for output in done]
+                call, done = passes.cast(call), [passes.cast(output) for output in done]
                 with torch.enable_grad(), passes.gradient(), observing_outputs(modules) as observed:
                     _, y = work.layer.run_block(work.rebuilt, call, done)
                     loss = sample_losses(y, self._target(batch, follow), 1)[0]
@@ -82,7 +82,7 @@ class BlockTrial:
                     product_OI = (gradient.flatten(0, -2).T @ x.flatten(0, -2).to(gradient.dtype)).float()
                     sums_OI[name] = sums_OI[name] + product_OI if name in sums_OI else product_OI
         passes.assign(linears, current_OI, passes.forward)
-        return passes.ranks.add_up(total) / _length(samples)
+        return passes.ranks.all_reduce_sum(total) / _length(samples)
 
 
 def _length(samples: slice) -> int:

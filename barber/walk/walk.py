@@ -25,7 +25,7 @@ from barber.methods.statistics import AllFed, InputStatistic, MeanSquaredGradien
 from barber.model.blocks import Block, Linear
 from barber.model.decoder import Decoder
 from barber.model.weights import InMemory, Weights
-from barber.runtime.activations import Activations, Shelf
+from barber.runtime.activations import Activations, ActivationStore
 from barber.runtime.distributed import Ranks
 from barber.runtime.memory import keep_freed_memory
 from barber.runtime.numerics import FiniteChecks
@@ -99,7 +99,7 @@ class Walk:
         batch_size: samples that go through a layer together.
         weights: where the layers' weights come from and go to; None: they are the model's own.
         precision: of the matrix products.
-        shelf: where activations wait; None: on the device.
+        store: where activations wait; None: on the device.
         schedule: `paper`: the initial mask is computed on a stream of its own, through pruned layers. `interleaved`:
             on the inputs that the rebuilding has, block by block; the dense pass serves both then.
         keep_graphs: for `interleaved`, keep the dense passes of all samples until the mask is known, instead of
@@ -122,7 +122,7 @@ class Walk:
     batch_size: int
     weights: Weights | None = None
     precision: Precision = field(default_factory=Precision)
-    shelf: Shelf | None = None
+    store: ActivationStore | None = None
     schedule: Schedule = "paper"
     keep_graphs: bool = True
     initial: InitialMasks | None = None
@@ -168,18 +168,18 @@ class Walk:
         decoder = Decoder(self.model)
         weights = self.weights or InMemory(self.model)
         tokens_NL = self.tokens_NL[self.ranks.share(len(self.tokens_NL))]
-        shelf = self.shelf or Shelf("device", self.device, self._forward.dtype)
+        store = self.store or ActivationStore("device", self.device, self._forward.dtype)
         # Out of inference mode, which the caller may be in: no gradient can be had there.
         with self.stopwatch("capture"), torch.inference_mode(False), torch.no_grad():
             tries = any(step.needs.trial for step in self.steps)
-            inputs = decoder.inputs(tokens_NL, self.batch_size, shelf, also=(1,) if tries else ())
+            inputs = decoder.inputs(tokens_NL, self.batch_size, store, also=(1,) if tries else ())
             hidden = inputs.hidden
 
             def room() -> list[Activations]:
-                return [shelf.empty(*hidden.shape) for _ in decoder.layers[0].blocks]
+                return [store.empty(*hidden.shape) for _ in decoder.layers[0].blocks]
 
             def copied() -> Stream:
-                stream = Stream(inputs, shelf.empty(*hidden.shape), self.batch_size, room())
+                stream = Stream(inputs, store.empty(*hidden.shape), self.batch_size, room())
                 for batch in batches(len(tokens_NL), self.batch_size):
                     stream.hidden[batch] = hidden[batch]
                 return stream
@@ -187,7 +187,7 @@ class Walk:
             pruned = Stream(inputs, hidden, self.batch_size)
             rebuilt, targets = pruned, None
             if self.steps:
-                targets = shelf.empty(*hidden.shape)
+                targets = store.empty(*hidden.shape)
                 rebuilt = copied() if self._two_streams else Stream(inputs, hidden, self.batch_size, room())
             self.streams = {"pruned": pruned.hidden, "rebuilt": rebuilt.hidden}
             if any(step.needs.dense for step in self.steps):
@@ -202,7 +202,7 @@ class Walk:
                 # Nothing holds on to the layer before: in float32, with both masks' weights, it is three layers more.
                 work = LayerWork(index, layer, targets)
                 stored = {linear.name: linear.module.weight.dtype for linear in layer.linears}
-                with torch.inference_mode(False), torch.no_grad(), weights.at_work(index, self.device):
+                with torch.inference_mode(False), torch.no_grad(), weights.onloaded(index, self.device):
                     results = deque(self._layer(work, pruned, rebuilt, stored))
                 while results:
                     yield results.popleft()

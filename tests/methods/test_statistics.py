@@ -86,7 +86,7 @@ def test_the_moments_of_processes_with_unequal_shares_are_those_of_one() -> None
     x = inputs() + 1
 
     class Two(Ranks):
-        def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
             return tensor + others.pop()
 
     others: list[torch.Tensor] = []
@@ -96,7 +96,7 @@ def test_the_moments_of_processes_with_unequal_shares_are_those_of_one() -> None
     whole.add(x.flatten(0, 1))
 
     class Listening(Ranks):
-        def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
             others.append(tensor)
             return tensor
 

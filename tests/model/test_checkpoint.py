@@ -40,7 +40,7 @@ from barber.model import checkpoint as checkpoints
 from barber.model.checkpoint import FOLDER, Checkpoint, Difference, begin
 from barber.model.decoder import Decoder
 from barber.model.weights import InMemory, Streamed, Weights, opened
-from barber.runtime.activations import Activations, Place, Shelf
+from barber.runtime.activations import Activations, ActivationStore, Place
 from barber.runtime.precision import Precision
 from tests import tiny
 from tests.cli.running import save_model
@@ -363,7 +363,7 @@ def test_a_difference_leads_from_the_final_weight_to_the_initial_one_and_back(
 
 
 def stream(place: Place, num_samples: int, dtype: torch.dtype, folder: Path, seed: int = 0) -> Activations:
-    made = Shelf(place, CPU, dtype, folder).empty(num_samples, 3, 4)
+    made = ActivationStore(place, CPU, dtype, folder).empty(num_samples, 3, 4)
     made[0:num_samples] = torch.randn(num_samples, 3, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return made
 

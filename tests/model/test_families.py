@@ -10,14 +10,14 @@ from barber import NM, Barber, Magnitude, SparseGPT, Unstructured, UserError, Wa
 from barber.model.blocks import main_output
 from barber.model.decoder import Decoder
 from barber.model.families import supported
-from barber.runtime.activations import Shelf
+from barber.runtime.activations import ActivationStore
 from barber.walk.checks import check_architecture
 from barber.walk.passes import Stream
 from tests import tiny
 
 NAMES = list(tiny.CONFIGS)
 CPU = torch.device("cpu")
-SHELF = Shelf("device", CPU, torch.float32)
+STORE = ActivationStore("device", CPU, torch.float32)
 
 
 def test_every_family_file_has_a_tiny_model() -> None:
@@ -38,10 +38,10 @@ def test_hidden_states_of_the_walk_are_those_of_the_model(name: str) -> None:
     for hook in hooks:
         hook.remove()
 
-    inputs = decoder.inputs(tokens_NL, batch_size=2, shelf=SHELF)  # batches of 2, 2 and 1
+    inputs = decoder.inputs(tokens_NL, batch_size=2, store=STORE)  # batches of 2, 2 and 1
     stream = Stream(inputs, inputs.hidden, batch_size=2)
     for index, layer in enumerate(decoder.layers):
-        with layer.at_work(CPU), torch.no_grad():
+        with layer.onloaded(CPU), torch.no_grad():
             for batch, call in stream.calls(index):
                 stream.hidden[batch] = layer.run(call)
         torch.testing.assert_close(stream.hidden[slice(None)], seen[index], rtol=1e-5, atol=1e-6)
@@ -50,7 +50,7 @@ def test_hidden_states_of_the_walk_are_those_of_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_put_together_from_its_blocks_is_the_layer(name: str) -> None:
     decoder = Decoder(tiny.model(name))
-    inputs = decoder.inputs(tiny.tokens(num_samples=3), batch_size=3, shelf=SHELF)
+    inputs = decoder.inputs(tiny.tokens(num_samples=3), batch_size=3, store=STORE)
     for index, layer in enumerate(decoder.layers):
         call = inputs.call(index, inputs.hidden[slice(None)])
         done: list[torch.Tensor] = []

@@ -17,7 +17,7 @@ from barber import Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Uns
 from barber.evals.forward import Forward
 from barber.evals.placement import placed
 from barber.methods.pruners import Pruner
-from barber.runtime.activations import SETS, Place, Shelf
+from barber.runtime.activations import SETS, ActivationStore, Place
 from barber.runtime.precision import Precision
 from barber.walk.walk import Schedule
 from tests import tiny
@@ -57,7 +57,7 @@ def test_what_is_written_by_slices_is_read_back_bit_by_bit(
     place: Place, content: tuple[torch.Tensor, list[slice]], odd: str, tmp_path: Path
 ) -> None:
     numbers_NLD, slices = content
-    activations = Shelf(place, CPU, numbers_NLD.dtype, tmp_path).empty(*numbers_NLD.shape)
+    activations = ActivationStore(place, CPU, numbers_NLD.dtype, tmp_path).empty(*numbers_NLD.shape)
     assert (activations.shape, activations.dtype) == (tuple(numbers_NLD.shape), numbers_NLD.dtype)
     for batch in slices:
         value = numbers_NLD[batch]
@@ -74,16 +74,16 @@ def test_what_is_written_by_slices_is_read_back_bit_by_bit(
 
 @every_place
 def test_a_slice_is_rewritten_and_its_neighbours_stay(place: Place, tmp_path: Path) -> None:
-    activations = Shelf(place, CPU, torch.float32, tmp_path).empty(5, 2, 3)
+    activations = ActivationStore(place, CPU, torch.float32, tmp_path).empty(5, 2, 3)
     activations[0:5] = torch.zeros(5, 2, 3)
     activations[1:3] = torch.ones(2, 2, 3)
     assert activations[0:5].sum(dim=(1, 2)).tolist() == [0, 6, 6, 0, 0]
 
 
 @every_place
-def test_numbers_of_another_dtype_are_rounded_to_that_of_the_shelf(place: Place, tmp_path: Path) -> None:
+def test_numbers_of_another_dtype_are_rounded_to_that_of_the_store(place: Place, tmp_path: Path) -> None:
     numbers_NLD = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    activations = Shelf(place, CPU, torch.bfloat16, tmp_path).empty(3, 2, 4)
+    activations = ActivationStore(place, CPU, torch.bfloat16, tmp_path).empty(3, 2, 4)
     activations[0:3] = numbers_NLD
     assert torch.equal(activations[0:3], numbers_NLD.bfloat16())
 
@@ -91,28 +91,28 @@ def test_numbers_of_another_dtype_are_rounded_to_that_of_the_shelf(place: Place,
 @every_place
 def test_values_that_are_no_numbers_keep_their_bits(place: Place, tmp_path: Path) -> None:
     numbers_NLD = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-42, 3e38]).reshape(1, 2, 3)
-    activations = Shelf(place, CPU, torch.float32, tmp_path).empty(1, 2, 3)
+    activations = ActivationStore(place, CPU, torch.float32, tmp_path).empty(1, 2, 3)
     activations[0:1] = numbers_NLD
     assert torch.equal(activations[0:1].view(torch.int32), numbers_NLD.view(torch.int32))
 
 
 def test_auto_takes_the_first_place_with_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def of(num_bytes: int) -> Any:
-        shelf = Shelf("auto", CPU, torch.float32, tmp_path)
+        store = ActivationStore("auto", CPU, torch.float32, tmp_path)
         with monkeypatch.context() as patch:
             patch.setattr("barber.runtime.activations.physical_memory", lambda _: num_bytes)
-            return shelf.empty(4, 8, 16)
+            return store.empty(4, 8, 16)
 
     needed = SETS * 4 * 8 * 16 * 4
-    assert type(of(GIB)) is type(Shelf("device", CPU, torch.float32).empty(4, 8, 16))
+    assert type(of(GIB)) is type(ActivationStore("device", CPU, torch.float32).empty(4, 8, 16))
     assert type(of(needed * 5 // 2 + 8)) is type(of(GIB))
-    assert type(of(needed * 5 // 2 - 8)) is type(Shelf("disk", CPU, torch.float32).empty(4, 8, 16))
+    assert type(of(needed * 5 // 2 - 8)) is type(ActivationStore("disk", CPU, torch.float32).empty(4, 8, 16))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="no list of open files here")
 def test_the_file_has_no_name_from_the_beginning_and_goes_with_its_owner(tmp_path: Path) -> None:
-    activations = Shelf("disk", CPU, torch.float32, tmp_path).empty(3, 2, 4)
+    activations = ActivationStore("disk", CPU, torch.float32, tmp_path).empty(3, 2, 4)
     activations[0:3] = torch.ones(3, 2, 4)
     assert list(tmp_path.iterdir()) == []
     assert len(files_without_a_name(tmp_path)) == 1
@@ -135,7 +135,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def test_a_file_that_is_too_short_is_no_endless_loop(tmp_path: Path) -> None:
-    activations = Shelf("disk", CPU, torch.float32, tmp_path).empty(3, 2, 4)
+    activations = ActivationStore("disk", CPU, torch.float32, tmp_path).empty(3, 2, 4)
     with at_most(0.3), suppress(OSError):
         activations[0:1]
 

@@ -240,17 +240,17 @@ def test_a_statistic_asked_for_twice_has_not_been_added_up_twice(folder: Path) -
         assert all(torch.equal(first, second) for first, second in outcome.result), outcome
 
 
-def what_is_told() -> tuple[Ranks, bool, Any, torch.Tensor]:
+def what_is_broadcast() -> tuple[Ranks, bool, Any, torch.Tensor]:
     with joined() as ranks:
-        told = ranks.told({"folder": Path("of rank 0")} if ranks.leads else None)
-        return ranks, ranks.leads, told, ranks.add_up(torch.tensor([1.0, ranks.rank]))
+        heard = ranks.broadcast({"folder": Path("of rank 0")} if ranks.leads else None)
+        return ranks, ranks.leads, heard, ranks.all_reduce_sum(torch.tensor([1.0, ranks.rank]))
 
 
 def test_what_rank_0_knows_is_told_and_tensors_are_added_up(folder: Path) -> None:
-    outcomes = launch(what_is_told, size=3, folder=folder / "told")
+    outcomes = launch(what_is_broadcast, size=3, folder=folder / "broadcast")
     for rank, outcome in enumerate(outcomes):
-        ranks, leads, told, total = outcome.result
-        assert (ranks, leads, told) == (Ranks(rank, 3), rank == 0, {"folder": Path("of rank 0")})
+        ranks, leads, heard, total = outcome.result
+        assert (ranks, leads, heard) == (Ranks(rank, 3), rank == 0, {"folder": Path("of rank 0")})
         assert total.tolist() == [3, 3]
 
 
@@ -259,8 +259,8 @@ def test_one_process_is_alone_and_asks_nobody() -> None:
     with mock.patch.dict(os.environ, {"WORLD_SIZE": "1"}), joined() as ranks:
         assert not distributed.is_initialized()
     assert ranks == ALONE == Ranks.present()
-    assert ranks.leads and ranks.share(7) == slice(0, 7) and ranks.told("this") == "this"
-    assert ranks.add_up(tensor) is tensor and tensor.tolist() == [1, 1]
+    assert ranks.leads and ranks.share(7) == slice(0, 7) and ranks.broadcast("this") == "this"
+    assert ranks.all_reduce_sum(tensor) is tensor and tensor.tolist() == [1, 1]
 
 
 def test_a_process_takes_the_gpu_of_its_number_unless_another_was_named() -> None:

@@ -10,7 +10,7 @@ import torch
 from barber import NM, Barber, NumericsError, SparseGPT, Unstructured, Wanda, prune
 from barber.methods.pruners import Pruner
 from barber.model.weights import InMemory
-from barber.runtime.offload import Ferry
+from barber.runtime.offload import Offload
 from barber.walk.walk import BlockResult, Schedule, Walk
 from tests import tiny
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 TIMEOUT = 30
 
 
-class SlowFerry(Ferry):
+class SlowOffload(Offload):
     """Leaves with the next load when it is told to."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class SlowFerry(Ferry):
         super()._store(*values)  # type: ignore[arg-type]
 
 
-class LateFerry(Ferry):
+class LateOffload(Offload):
     """Takes its time on the way home."""
 
     def __init__(self) -> None:
@@ -46,103 +46,103 @@ class LateFerry(Ferry):
 
 
 def test_what_was_ordered_is_taken_once_in_float32() -> None:
-    ferry = Ferry(CPU)
+    offload = Offload(CPU)
     weight, index = torch.randn(3, 4, dtype=torch.bfloat16), torch.arange(5)
-    ferry.order(7, [weight, index])
-    found_weight, found_index = ferry.take(7, [weight, index])
+    offload.order(7, [weight, index])
+    found_weight, found_index = offload.take(7, [weight, index])
     assert torch.equal(found_weight, weight.float()) and found_weight.dtype == torch.float32
     assert torch.equal(found_index, index) and found_index.dtype == torch.int64
     # It has been taken: the next one is brought anew.
     weight.zero_()
-    assert not ferry.take(7, [weight, index])[0].any()
+    assert not offload.take(7, [weight, index])[0].any()
 
 
 def test_what_was_not_ordered_is_brought_now() -> None:
     weight = torch.randn(3, 4)
-    assert torch.equal(Ferry(CPU).take(1, [weight])[0], weight)
+    assert torch.equal(Offload(CPU).take(1, [weight])[0], weight)
 
 
 def test_what_is_taken_is_a_copy() -> None:
     weight = torch.ones(3)
-    (found,) = Ferry(CPU).take(1, [weight])
+    (found,) = Offload(CPU).take(1, [weight])
     found.zero_()
     assert weight.all()
 
 
 def test_an_order_does_not_wait_and_is_not_repeated() -> None:
-    ferry = SlowFerry()
+    offload = SlowOffload()
     weight = torch.ones(3)
-    ferry.order(1, [weight])
-    ferry.order(1, [torch.zeros(3)])
-    ferry.may_go.set()
-    assert torch.equal(ferry.take(1, [torch.zeros(3)])[0], weight)
+    offload.order(1, [weight])
+    offload.order(1, [torch.zeros(3)])
+    offload.may_go.set()
+    assert torch.equal(offload.take(1, [torch.zeros(3)])[0], weight)
 
 
 def test_several_orders_may_be_taken_in_any_order() -> None:
-    ferry = Ferry(CPU)
+    offload = Offload(CPU)
     for key in range(4):
-        ferry.order(key, [torch.full((2,), float(key))])
+        offload.order(key, [torch.full((2,), float(key))])
     for key in (2, 0, 3, 1):
-        assert ferry.take(key, [])[0].tolist() == [key, key]
+        assert offload.take(key, [])[0].tolist() == [key, key]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_what_is_put_is_home_after_the_wait_in_the_dtype_of_home(dtype: torch.dtype) -> None:
-    ferry = SlowFerry()
+    offload = SlowOffload()
     home, value = torch.zeros(3, 4, dtype=dtype), torch.randn(3, 4)
     storage = home.data_ptr()
-    ferry.put(home, value)
+    offload.put(home, value)
     assert not home.any()  # nobody has waited
-    ferry.may_go.set()
-    ferry.wait()
+    offload.may_go.set()
+    offload.wait()
     assert torch.equal(home, value.to(dtype)) and home.data_ptr() == storage
 
 
 def test_homes_that_are_transposed_or_belong_to_a_graph_are_filled() -> None:
     """GPT-2's weights are stored transposed; parameters want gradients."""
-    ferry, value = Ferry(CPU), torch.randn(3, 4)
+    offload, value = Offload(CPU), torch.randn(3, 4)
     transposed, parameter = torch.zeros(4, 3), torch.nn.Parameter(torch.zeros(3, 4))
-    ferry.put(transposed.T, value)
-    ferry.put(parameter.data, value)
-    ferry.wait()
+    offload.put(transposed.T, value)
+    offload.put(parameter.data, value)
+    offload.wait()
     assert torch.equal(transposed.T, value) and torch.equal(parameter, value)
 
 
 def test_values_made_in_inference_mode_come_home_too() -> None:
-    ferry, home = Ferry(CPU), torch.zeros(3)
+    offload, home = Offload(CPU), torch.zeros(3)
     with torch.inference_mode():
-        ferry.put(home, torch.ones(3))
-    ferry.wait()
+        offload.put(home, torch.ones(3))
+    offload.wait()
     assert home.all()
 
 
 def test_the_last_of_two_values_stays() -> None:
-    ferry, home = Ferry(CPU), torch.zeros(2)
+    offload, home = Offload(CPU), torch.zeros(2)
     for value in (1.0, 2.0):
-        ferry.put(home, torch.full((2,), value))
-    ferry.wait()
+        offload.put(home, torch.full((2,), value))
+    offload.wait()
     assert home.tolist() == [2, 2]
 
 
 def test_what_fails_on_the_way_is_told_by_take_and_not_again() -> None:
-    ferry = Ferry(CPU)
-    ferry.order(1, [None])  # type: ignore[list-item]
+    offload = Offload(CPU)
+    offload.order(1, [None])  # type: ignore[list-item]
     with pytest.raises(AttributeError):
-        ferry.take(1, [])
-    assert ferry.take(1, [torch.ones(2)])[0].all()
+        offload.take(1, [])
+    assert offload.take(1, [torch.ones(2)])[0].all()
 
 
 def test_what_fails_on_the_way_home_is_told_by_wait_and_the_rest_is_home_then() -> None:
-    ferry, home = LateFerry(), torch.zeros(2)
-    ferry.put(torch.zeros(3), torch.ones(2))  # does not fit
-    ferry.put(home, torch.ones(2))
+    offload, home = LateOffload(), torch.zeros(2)
+    offload.put(torch.zeros(3), torch.ones(2))  # does not fit
+    offload.put(home, torch.ones(2))
     with pytest.raises(RuntimeError):
-        ferry.wait()
+        offload.wait()
     assert home.all()
 
 
 def test_with_nothing_on_the_way_there_is_nothing_to_wait_for() -> None:
-    Ferry(CPU).wait()
+    Offload(CPU).wait()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,17 +154,17 @@ PRUNERS: dict[str, Pruner] = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
 class CarriedInMemory(InMemory):
     """As on a GPU."""
 
-    def __init__(self, model: torch.nn.Module, ferry: Ferry) -> None:
+    def __init__(self, model: torch.nn.Module, offload: Offload) -> None:
         super().__init__(model)  # type: ignore[arg-type]
-        self._ferry = ferry
+        self._offload = offload
 
 
 def walked(
-    family: str, method: str, schedule: Schedule, dtype: torch.dtype, ferry: Ferry | None
+    family: str, method: str, schedule: Schedule, dtype: torch.dtype, offload: Offload | None
 ) -> tuple[list[BlockResult], dict[str, torch.Tensor]]:
     model = tiny.model(family).to(dtype)
     addresses = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    weights = InMemory(model) if ferry is None else CarriedInMemory(model, ferry)
+    weights = InMemory(model) if offload is None else CarriedInMemory(model, offload)
     walk = Walk(
         model,
         tiny.tokens(),
@@ -181,18 +181,18 @@ def walked(
     return results, dict(model.state_dict())
 
 
-without_ferry = cache(walked)
+without_offload = cache(walked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("schedule", ["paper", "interleaved"])
 @pytest.mark.parametrize("method", PRUNERS)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_walk_with_a_ferry_leaves_the_same_bits(
+def test_a_walk_with_offloading_leaves_the_same_bits(
     family: str, method: str, schedule: Schedule, dtype: torch.dtype
 ) -> None:
-    expected, model = without_ferry(family, method, schedule, dtype, None)
-    results, carried = walked(family, method, schedule, dtype, Ferry(CPU))
+    expected, model = without_offload(family, method, schedule, dtype, None)
+    results, carried = walked(family, method, schedule, dtype, Offload(CPU))
     assert carried.keys() == model.keys()
     for name, tensor in carried.items():
         assert torch.equal(tensor, model[name]) and tensor.dtype == model[name].dtype, name
@@ -200,10 +200,10 @@ def test_a_walk_with_a_ferry_leaves_the_same_bits(
         assert (block.loss_before, block.loss_after) == (other.loss_before, other.loss_after)
 
 
-def test_the_next_layer_is_on_its_way_while_one_is_at_work() -> None:
+def test_the_next_layer_is_on_its_way_while_one_is_onloaded() -> None:
     ordered: list[int] = []
 
-    class Noting(Ferry):
+    class Noting(Offload):
         def order(self, key: int, tensors: object) -> None:
             if key not in self._fetched:
                 ordered.append(key)
@@ -213,7 +213,7 @@ def test_the_next_layer_is_on_its_way_while_one_is_at_work() -> None:
     weights = CarriedInMemory(model, Noting(CPU))
     keys = [id(layer) for layer in weights._layers]
     for index in range(3):
-        with weights.at_work(index, CPU):
+        with weights.onloaded(index, CPU):
             assert ordered == keys[: index + 2]
     weights.finish()
     assert ordered == keys
@@ -224,7 +224,7 @@ def test_a_walk_that_ends_early_leaves_whole_layers(error: type[BaseException]) 
     """What is finished is home, though it was on the way when the error came; what is not has its dense weights."""
     model = tiny.model("llama")
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    weights = CarriedInMemory(model, LateFerry())
+    weights = CarriedInMemory(model, LateOffload())
     if error is NumericsError:
         dense["model.layers.1.self_attn.k_proj.weight"][0, 0] = -1
         model.model.layers[1].self_attn.k_proj.weight.data[0, 0] = torch.nan
@@ -244,7 +244,7 @@ def test_a_walk_that_ends_early_leaves_whole_layers(error: type[BaseException]) 
 
 
 def test_a_layer_that_cannot_be_fetched_stops_the_walk() -> None:
-    class Failing(Ferry):
+    class Failing(Offload):
         def _fetch(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
             raise MemoryError
 

@@ -13,7 +13,7 @@ from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.methods.statistics import Hessian, MeanSquaredGradient, SecondMoment
 from barber.model.decoder import Decoder
-from barber.runtime.activations import Shelf
+from barber.runtime.activations import ActivationStore
 from barber.runtime.precision import Arithmetic, Choice, Precision
 from barber.walk.walk import LinearResult, Schedule, Walk
 from tests import tiny
@@ -233,7 +233,7 @@ def test_the_squares_of_gradients_in_bfloat16_are_added_up_in_float32() -> None:
 def test_activations_wait_in_the_precision_of_forward_passes() -> None:
     model = tiny.model("llama").to(torch.float16)
     for dtype in (torch.float32, torch.bfloat16):
-        inputs = Decoder(model).inputs(tiny.tokens(), 4, Shelf("device", CPU, dtype))
+        inputs = Decoder(model).inputs(tiny.tokens(), 4, ActivationStore("device", CPU, dtype))
         assert inputs.hidden[0:2].dtype == dtype
 
 

@@ -182,16 +182,16 @@ def test_only_linears_on_a_cpu_are_replaced(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
-def test_a_layer_at_work_leaves_no_forward_behind(family: str) -> None:
+def test_an_onloaded_layer_leaves_no_forward_behind(family: str) -> None:
     model = tiny.model(family)
     forwards = {name: vars(module).get("forward") for name, module in model.named_modules()}
 
     def work(layer: Layer) -> None:
-        with layer.at_work(CPU):
+        with layer.onloaded(CPU):
             raise KeyError
 
     for layer in Decoder(model).layers:
-        with layer.at_work(CPU):
+        with layer.onloaded(CPU):
             pass
         with pytest.raises(KeyError):
             work(layer)

@@ -18,7 +18,7 @@ from barber.errors import NumericsError, UserError
 from barber.methods.patterns import NM, Exactly, Unstructured
 from barber.model.decoder import Decoder
 from barber.model.weights import InMemory, Streamed, opened
-from barber.runtime.activations import Shelf
+from barber.runtime.activations import ActivationStore
 from barber.runtime.distributed import joined
 from barber.runtime.precision import Arithmetic
 from barber.runtime.tensors import Tensor
@@ -47,7 +47,7 @@ def setting(model: PreTrainedModel, sparsity: float = 0.5, **changes: Any) -> Se
         "weights": InMemory(model),
         "device": CPU,
         "batch_size": 2,
-        "shelf": Shelf("device", CPU, torch.float32),
+        "store": ActivationStore("device", CPU, torch.float32),
         "arithmetic": Arithmetic("float32", CPU),
     }
     return Setting(model, sparsity=sparsity, **options | changes)
@@ -180,7 +180,7 @@ def test_every_family_is_left_as_it_was(method: Allocation, name: str) -> None:
 def test_a_model_in_bfloat16_is_left_as_it_was(method: Allocation) -> None:
     model = tiny.model().to(torch.bfloat16)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    in_bfloat16 = {"shelf": Shelf("device", CPU, torch.bfloat16), "arithmetic": Arithmetic("bfloat16", CPU)}
+    in_bfloat16 = {"store": ActivationStore("device", CPU, torch.bfloat16), "arithmetic": Arithmetic("bfloat16", CPU)}
     counts = method.allocate(setting(model, **in_bfloat16))
     assert sum(counts.values()) == int(sum(sizes_of(model).values()) * 0.5)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())

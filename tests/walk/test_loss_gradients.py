@@ -15,7 +15,7 @@ from barber.model.blocks import main_output
 from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
 from barber.model.weights import InMemory, Streamed, opened
-from barber.runtime.activations import SETS, Activations, Place, Shelf
+from barber.runtime.activations import SETS, Activations, ActivationStore, Place
 from barber.runtime.distributed import joined
 from barber.runtime.precision import Arithmetic
 from barber.walk.loss_gradients import add_norm_gradients, loss_gradients
@@ -29,9 +29,12 @@ every_family = pytest.mark.parametrize("name", list(tiny.CONFIGS))
 
 
 def found(
-    model: PreTrainedModel, shelf: Shelf | None = None, arithmetic: Arithmetic | None = None, batch_size: int = 2
+    model: PreTrainedModel,
+    store: ActivationStore | None = None,
+    arithmetic: Arithmetic | None = None,
+    batch_size: int = 2,
 ):
-    return loss_gradients(model, tiny.tokens(NUM_SAMPLES), InMemory(model), CPU, batch_size, shelf, arithmetic)
+    return loss_gradients(model, tiny.tokens(NUM_SAMPLES), InMemory(model), CPU, batch_size, store, arithmetic)
 
 
 def expected(model: PreTrainedModel, loss: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -103,21 +106,21 @@ def test_samples_may_go_through_the_layers_in_any_company() -> None:
 @pytest.mark.parametrize("layers", [2, 7])
 def test_the_inputs_of_the_layers_may_wait_anywhere(place: Place, layers: int, tmp_path: Path) -> None:
     model = tiny.model(num_hidden_layers=layers)
-    on_the_device = found(model, Shelf("device", CPU, torch.float32))
-    assert_equal(found(model, Shelf(place, CPU, torch.float32, tmp_path)), on_the_device)
+    on_the_device = found(model, ActivationStore("device", CPU, torch.float32))
+    assert_equal(found(model, ActivationStore(place, CPU, torch.float32, tmp_path)), on_the_device)
 
 
 @pytest.mark.parametrize("layers", [2, 5, 7])
-def test_the_shelf_reckons_with_the_inputs_of_all_layers(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_reckons_with_the_inputs_of_all_layers(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks for a place that has room for `SETS` of what it is asked for."""
     asked: list[int] = []
-    empty = Shelf.empty
+    empty = ActivationStore.empty
 
-    def note(shelf: Shelf, num_samples: int, seqlen: int, width: int) -> Activations:
+    def note(store: ActivationStore, num_samples: int, seqlen: int, width: int) -> Activations:
         asked.append(num_samples)
-        return empty(shelf, num_samples, seqlen, width)
+        return empty(store, num_samples, seqlen, width)
 
-    monkeypatch.setattr(Shelf, "empty", note)
+    monkeypatch.setattr(ActivationStore, "empty", note)
     found(tiny.model(num_hidden_layers=layers))
     embedded, *states = asked
     assert embedded == NUM_SAMPLES
@@ -170,14 +173,14 @@ def test_layers_that_stay_on_disk_have_the_same_gradients(name: str, tmp_path: P
 
 def test_what_waited_in_bfloat16_is_computed_with_in_float32() -> None:
     model = tiny.model("gpt2")  # whose norms want one dtype
-    squared = found(model, Shelf("device", CPU, torch.bfloat16))
+    squared = found(model, ActivationStore("device", CPU, torch.bfloat16))
     assert_near(squared, expected_of_the_loss(model), share=0.05)
 
 
-@pytest.mark.parametrize("shelved", [torch.float32, torch.bfloat16], ids=str)
-def test_in_bfloat16_they_are_about_the_same(shelved: torch.dtype) -> None:
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_in_bfloat16_they_are_about_the_same(stored: torch.dtype) -> None:
     model = tiny.model()
-    squared = found(model, Shelf("device", CPU, shelved), Arithmetic("bfloat16", CPU))
+    squared = found(model, ActivationStore("device", CPU, stored), Arithmetic("bfloat16", CPU))
     exact = found(model)
     assert not any(torch.equal(squared[name], gradient_OI) for name, gradient_OI in exact.items())
     assert_near(squared, {name: gradient_OI.double() for name, gradient_OI in exact.items()}, share=0.1)
@@ -249,13 +252,13 @@ def gradients_of_the_norm(model: PreTrainedModel, index: int, batch_size: int) -
     layer = decoder.layers[index]
     squared = {linear.name: MeanSquaredGradient(NUM_SAMPLES) for linear in layer.linears}
     with torch.no_grad():
-        shelf = Shelf("device", CPU, torch.float32)
-        inputs = decoder.inputs(tokens_NL, batch_size, shelf)
+        store = ActivationStore("device", CPU, torch.float32)
+        inputs = decoder.inputs(tokens_NL, batch_size, store)
         for start in range(0, NUM_SAMPLES, batch_size):
             hidden_BLD = inputs.hidden[slice(start, min(start + batch_size, NUM_SAMPLES))]
             for below in range(index):
                 hidden_BLD = decoder.layers[below].run(inputs.call(below, hidden_BLD))
-            with layer.at_work(CPU):
+            with layer.onloaded(CPU):
                 add_norm_gradients(layer, inputs.call(index, hidden_BLD), squared)
     return {name: gradient.value() for name, gradient in squared.items()}
 

@@ -12,7 +12,7 @@ from barber.errors import UserError
 from barber.methods.patterns import NM, Pattern
 from barber.model.decoder import Decoder
 from barber.model.weights import Weights
-from barber.runtime.activations import Shelf
+from barber.runtime.activations import ActivationStore
 from barber.runtime.distributed import ALONE, Ranks
 from barber.runtime.precision import Arithmetic
 from barber.runtime.products import fast_linears
@@ -31,7 +31,7 @@ class Setting:
         weights: where the layers' weights are, as long as none of them is pruned.
         device: where the layers are computed, one at a time.
         batch_size: samples that go through a layer together.
-        shelf: where activations wait, in the dtype of the arithmetic.
+        store: where activations wait, in the dtype of the arithmetic.
         arithmetic: of the matrix products.
         sparsity: the share of all prunable weights together that goes.
         ranks: the processes.
@@ -42,7 +42,7 @@ class Setting:
     weights: Weights
     device: torch.device
     batch_size: int
-    shelf: Shelf
+    store: ActivationStore
     arithmetic: Arithmetic
     sparsity: float
     ranks: Ranks = ALONE
@@ -58,7 +58,7 @@ class Setting:
         return int(sum(self.sizes.values()) * self.sparsity)
 
     @contextmanager
-    def at_work(self, index: int) -> Iterator[dict[str, Tensor]]:
+    def onloaded(self, index: int) -> Iterator[dict[str, Tensor]]:
         """A layer on the device, its linears as they are computed with; nothing that they are given here is kept.
 
         Gives the linears' dense weights in float32, by name.

@@ -87,7 +87,7 @@ class ErrorCurves(Allocation):
 
         def look(surveyed: Surveyed) -> None:
             if not outputs:
-                outputs.extend(setting.shelf.empty(*surveyed.before.shape) for _ in surveyed.layer.blocks)
+                outputs.extend(setting.store.empty(*surveyed.before.shape) for _ in surveyed.layer.blocks)
             curves.extend(_measure_layer(setting, surveyed, outputs, sparsities))
             if watch is not None:
                 watch(surveyed.index + 1, len(layers))
@@ -117,7 +117,7 @@ def _measure_layer(
                 linear.assign(_pruned(surveyed, linear.name, pruned[linear.name]), setting.arithmetic.dtype)
             errors.append(_sum_of_errors(setting, surveyed, outputs, number))
             checks.order({f"{layer.name}.{block.name}: the error at sparsity {sparsity:.2f}": errors[-1]})
-    total_P = setting.ranks.add_up(torch.stack(errors)) / setting.tokens_NL.numel()
+    total_P = setting.ranks.all_reduce_sum(torch.stack(errors)) / setting.tokens_NL.numel()
     checks.require()
     curves: list[Curve] = [[] for _ in layer.blocks]
     for (number, count), error in zip(counts, total_P.tolist(), strict=True):

@@ -170,7 +170,7 @@ class Round:
         self._tokens_NL = samples_NL[setting.ranks.rank :: setting.ranks.size]
         self._inputs: LayerInputs | None = None
         if len(self._tokens_NL):
-            self._inputs = self._decoder.inputs(self._tokens_NL, setting.batch_size, setting.shelf)
+            self._inputs = self._decoder.inputs(self._tokens_NL, setting.batch_size, setting.store)
             self._dense = self._run(self._inputs, [None])
 
     def divergences(self, candidates: Sequence[Levels]) -> list[float]:
@@ -179,21 +179,21 @@ class Round:
         total_K = torch.zeros(len(candidates), dtype=torch.float64, device=setting.device)
         if self._inputs is not None:
             hidden = self._run(self._inputs, candidates)
-            with self._head_at_work():
+            with self._head_onloaded():
                 for number in range(len(self._tokens_NL)):  # one by one: logits are by far the largest that there is
                     dense_LV = self._log_probabilities(self._dense, number, number)
                     for k in range(len(candidates)):
                         sparse_LV = self._log_probabilities(hidden, k * len(self._tokens_NL) + number, number)
                         total_K[k] += (dense_LV.exp() * (dense_LV - sparse_LV)).sum(dtype=torch.float64)
-        mean_K = setting.ranks.add_up(total_K) / self._num_tokens
+        mean_K = setting.ranks.all_reduce_sum(total_K) / self._num_tokens
         return mean_K.nan_to_num(nan=math.inf, posinf=math.inf).tolist()
 
     def _run(self, inputs: LayerInputs, candidates: Sequence[Levels | None]) -> Activations:
         """What the last layer gives for the samples with the masks of each candidate, one after the other."""
         setting, num_samples = self._setting, len(self._tokens_NL)
-        hidden = setting.shelf.empty(len(candidates) * num_samples, *inputs.hidden.shape[1:])
+        hidden = setting.store.empty(len(candidates) * num_samples, *inputs.hidden.shape[1:])
         for index, layer in enumerate(self._decoder.layers):
-            with setting.at_work(index), setting.arithmetic():
+            with setting.onloaded(index), setting.arithmetic():
                 index_OI = {linear.name: self._index_OI[linear.name].to(setting.device) for linear in layer.linears}
                 for k, levels in enumerate(candidates):
                     with self._masked(layer, levels, index_OI):
@@ -218,7 +218,7 @@ class Round:
                 linear.module.weight.data = weight
 
     @contextmanager
-    def _head_at_work(self) -> Iterator[None]:
+    def _head_onloaded(self) -> Iterator[None]:
         """What lies around the layers on the device, as it is stored."""
         model = self._setting.model
         inside = {id(tensor) for layer in self._decoder.layers for tensor in layer.tensors}

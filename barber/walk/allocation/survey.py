@@ -57,11 +57,11 @@ def survey(setting: Setting, look: Callable[[Surveyed], None]) -> None:
     # Out of inference mode, as in the walk: what is kept of the model has to be of use there.
     with torch.inference_mode(False), torch.no_grad(), setting.weights.showing("dense"):
         tokens_NL = setting.tokens_NL[setting.ranks.share(num_samples)]
-        inputs = decoder.inputs(tokens_NL, setting.batch_size, setting.shelf)
-        before, after = inputs.hidden, setting.shelf.empty(*inputs.hidden.shape)
+        inputs = decoder.inputs(tokens_NL, setting.batch_size, setting.store)
+        before, after = inputs.hidden, setting.store.empty(*inputs.hidden.shape)
         for index, layer in enumerate(decoder.layers):
             modules = {linear.name: linear.module for linear in layer.linears}
-            with setting.at_work(index) as dense_OI:
+            with setting.onloaded(index) as dense_OI:
                 with observing_inputs(modules, partial(SecondMoment, num_samples)) as statistics, setting.arithmetic():
                     for batch in batches(len(tokens_NL), setting.batch_size):
                         hidden_BLD = layer.run(inputs.call(index, before[batch]))
