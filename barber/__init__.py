@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from barber.api import BlockReport, Report, allocate, prune
+    from barber.api import allocate, prune
     from barber.data.calibration import TokenSamples, hub_windows, offline_windows, text_windows
     from barber.data.texts import OfflineText, TextFiles, TokenFile, corpus
     from barber.errors import BarberError, NumericsError, UserError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from barber.runtime.cache import Cache
     from barber.runtime.precision import Precision
     from barber.walk.allocation import OWL, ErrorCurves, EvoPress
+    from barber.walk.report import BlockReport, Report
 
 __all__ = [
     "ADMM",
@@ -85,7 +86,8 @@ __all__ = [
 
 _ROOMS = {
     "walk.allocation": ("OWL", "ErrorCurves", "EvoPress"),
-    "api": ("BlockReport", "Report", "allocate", "prune"),
+    "api": ("allocate", "prune"),
+    "walk.report": ("BlockReport", "Report"),
     "runtime.cache": ("Cache",),
     "data.calibration": ("TokenSamples", "hub_windows", "offline_windows", "text_windows"),
     "run.compare": ("Comparison", "compare"),

@@ -1,5 +1,6 @@
 """A model run over windows of tokens: logits, the last layer's output and, where asked for, every block's."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from barber.model.blocks import main_output
 from barber.model.decoder import Decoder
+from barber.model.driver import Driver, Turn
 from barber.model.weights import InMemory, Weights
 from barber.runtime.activations import ActivationStore, Place
 from barber.runtime.tensors import Tensor, batches
@@ -117,12 +119,14 @@ class Forward:
         inputs = decoder.inputs(tokens_NL, self.batch_size, store, dtype=None)
         hidden = inputs.hidden
         weights = self.weights or InMemory(self.model)
-        for index, layer in enumerate(decoder.layers):
-            with weights.resident(index, self.device):
-                for batch in batches(len(tokens_NL), self.batch_size):
-                    with _watched(outputs, decoder, batch, tokens_NL):
-                        hidden[batch] = layer.run(inputs.call(index, hidden[batch]))
-                    progress(batch.stop - batch.start)
+
+        def run(turn: Turn) -> None:
+            for batch in batches(len(tokens_NL), self.batch_size):
+                with _watched(outputs, decoder, batch, tokens_NL):
+                    hidden[batch] = turn.layer.run(inputs.call(turn.index, hidden[batch]))
+                progress(batch.stop - batch.start)
+
+        deque(Driver(self.model, weights, self.device).each(run), maxlen=0)
         for batch in batches(len(tokens_NL), self.batch_size):
             tokens_BL, hidden_BLD = tokens_NL[batch].to(self.device), hidden[batch]
             yield Batch(batch, tokens_BL, hidden_BLD, decoder.logits(tokens_BL, hidden_BLD))

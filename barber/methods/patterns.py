@@ -1,5 +1,6 @@
 """Sparsity patterns: which weights of a linear compete for staying, and how many of them go."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,3 +117,19 @@ class Exactly:
 
 
 Pattern = Unstructured | NM | Exactly
+
+
+def by_linear(pattern: Pattern | Mapping[str, Pattern], names: Sequence[str]) -> dict[str, Pattern]:
+    """The pattern of every linear, given one for all of them or one for each.
+
+    Raises:
+        UserError: a linear has none, or there is one for what is no linear of the model.
+    """
+    if not isinstance(pattern, Mapping):
+        return dict.fromkeys(names, pattern)
+    if differing := sorted(set(names) ^ set(pattern)):
+        what = "has none for" if differing[0] in names else "has one for"
+        raise UserError(
+            f"must name the linears of the model, as barber.allocate does, but {what} {differing[0]}", field="pattern"
+        )
+    return {name: pattern[name] for name in names}

@@ -5,12 +5,9 @@ float32 additions, and so does the number of processes that share the samples. I
 (B, L, O); whatever their dtype, sums are float32 or better.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from barber.runtime.distributed import ALONE, Ranks
 from barber.runtime.products import add_squared_gradients
@@ -138,92 +135,3 @@ class MeanSquaredGradient:
         """The mean over the samples of all processes."""
         assert self._sum_OI is not None
         return ranks.all_reduce_sum(self._sum_OI) / self._num_samples
-
-
-class AllFed(Exception):  # noqa: N818 (it is no error)
-    """Every linear has been given its input: what the model would do from here on is not needed."""
-
-
-@contextmanager
-def observing_inputs(
-    linears: Mapping[str, nn.Module],
-    statistic: Callable[[], InputStatistic],
-    stop: bool = False,
-    into: dict[str, InputStatistic] | None = None,
-) -> Iterator[dict[str, InputStatistic]]:
-    """Collect a statistic of every linear's inputs while the model runs inside this context.
-
-    Linears that are fed the very same tensor (q, k and v; gate and up) share one statistic: it is computed once.
-    With `stop` the model is interrupted by `AllFed` as soon as nothing is left to see. With `into` what an earlier
-    context has collected is gone on with.
-    """
-    statistics: dict[str, InputStatistic] = {} if into is None else into
-    last: tuple[Tensor, InputStatistic] | None = None
-    fed: set[str] = set()
-
-    def observe(name: str, x: Tensor) -> None:
-        nonlocal last
-        if last is not None and last[0] is x:
-            statistics.setdefault(name, last[1])
-        else:
-            if name not in statistics:
-                statistics[name] = statistic()
-            statistics[name].add(x.detach().flatten(0, -2))
-            last = (x, statistics[name])
-        fed.add(name)
-        if len(fed) == len(linears):
-            fed.clear()
-            if stop:
-                raise AllFed
-
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
-        for name, module in linears.items()
-    ]
-    try:
-        yield statistics
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def capturing_input(linear: nn.Module) -> Iterator[list[Tensor]]:
-    """Run a model inside this context as far as a linear, and have what that is fed: one tensor (T, I)."""
-    fed: list[Tensor] = []
-
-    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        fed.append(args[0].detach().flatten(0, -2))
-        raise AllFed
-
-    handle = linear.register_forward_pre_hook(capture)
-    try:
-        with suppress(AllFed):
-            yield fed
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def observing_outputs(linears: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Note the input and output of every linear while a block runs inside this context.
-
-    With autograd on, the outputs can be differentiated by: the graph begins at the first linears' outputs, so neither
-    gradients of weights (they are had per sample from outputs' gradients) nor of the block's input are computed.
-    """
-    observed: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def observe(name: str, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if torch.is_grad_enabled() and not output.requires_grad:
-            output.requires_grad_()
-        observed[name] = (args[0].detach(), output)
-
-    handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: observe(name, args, output))
-        for name, module in linears.items()
-    ]
-    try:
-        yield observed
-    finally:
-        for handle in handles:
-            handle.remove()

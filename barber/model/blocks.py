@@ -5,8 +5,8 @@ blocks (norms, residuals, their order) is left to the layer's own forward: it ru
 from outputs that are known already, which costs next to nothing and holds for every family.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from barber.runtime.offload import Offload
+from barber.runtime.precision import Arithmetic
 from barber.runtime.products import fast_linears
 from barber.runtime.tensors import Tensor, converted, replaced_forward
 
@@ -35,10 +36,23 @@ class Linear:
         """A weight as it is stored, as a view (O, I); and the other way round."""
         return weight.T if isinstance(self.module, Conv1D) else weight
 
-    def assign(self, weight_OI: Tensor, dtype: torch.dtype = torch.float32) -> None:
-        """Let the module use this tensor as its weight; nothing is copied unless the dtype is another."""
-        weight_OI = weight_OI.to(dtype)
-        self.module.weight.data = self.turned(weight_OI)
+
+@contextmanager
+def using(linears: Sequence[Linear], weight_OI: Mapping[str, Tensor], arithmetic: Arithmetic) -> Iterator[None]:
+    """Let linears have these weights, by name, and compute as the arithmetic has it; what they had before is put back.
+
+    Nothing is copied unless the arithmetic's dtype is another. A backward pass reads the weights that are there when it
+    runs, so it belongs inside.
+    """
+    before = [linear.module.weight.data for linear in linears]
+    try:
+        for linear in linears:
+            linear.module.weight.data = linear.turned(weight_OI[linear.name].to(arithmetic.dtype))
+        with arithmetic():
+            yield
+    finally:
+        for linear, weight in zip(linears, before, strict=True):
+            linear.module.weight.data = weight
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,10 @@ class Block:
     _extras: int | None = field(default=None, repr=False)
     # Whether it returns the tokens of all samples in one row (OPT's MLP).
     _flat: bool = field(default=False, repr=False)
+
+    def using(self, weight_OI: Mapping[str, Tensor], arithmetic: Arithmetic) -> AbstractContextManager[None]:
+        """The block with these weights and this arithmetic, see `using`."""
+        return using(self.linears, weight_OI, arithmetic)
 
     def run(self, call: Call) -> Tensor:
         """The block's output on captured inputs, with the weights its linears have now."""
@@ -138,6 +156,15 @@ class Layer:
     def tensors(self) -> list[Tensor]:
         """All parameters and buffers."""
         return [*self.module.parameters(), *self.module.buffers()]
+
+    def using(self, weight_OI: Mapping[str, Tensor], arithmetic: Arithmetic) -> AbstractContextManager[None]:
+        """The layer with these weights and this arithmetic, see `using`."""
+        return using(self.linears, weight_OI, arithmetic)
+
+    def keep(self, weight_OI: Mapping[str, Tensor]) -> None:
+        """Let the linears have these weights, by name and in float32, from now on."""
+        for linear in self.linears:
+            linear.module.weight.data = linear.turned(weight_OI[linear.name])
 
     def run(self, call: Call) -> Tensor:
         """The layer's output."""

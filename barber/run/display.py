@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from barber.api import BlockReport
 from barber.run.record import FILE, RunRecord
+from barber.walk.report import BlockReport
 
 console = Console(highlight=False)
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from barber.api import BlockReport
+from barber.walk.report import BlockReport
 
 
 def plot_losses(blocks: Sequence[BlockReport], title: str, path: Path) -> None:

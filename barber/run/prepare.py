@@ -34,7 +34,10 @@ class Inputs:
 
 
 def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Path) -> Inputs:
-    """Check all there is to check and read what is cheap: config, tokenizer, texts."""
+    """Check all there is to check and read what is cheap: config, tokenizer, texts.
+
+    What is measured on is read by the process that leads: the others have no part in that.
+    """
     check_methods(experiment.pattern, experiment.pruner, experiment.steps, experiment.schedule)
     if experiment.allocation is not None and experiment.pruner is not None:
         with within("allocation"):
@@ -69,10 +72,12 @@ def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Pat
             with within("calibration"):
                 save_samples(inputs.calibration, Path(experiment.calibration.save))
         _note(inputs.calibration, record)
+    if experiment.evals is not None and ranks.leads:
+        inputs.evaluation = _prepare_evaluation(experiment, experiment.evals, inputs, folder)
     return inputs
 
 
-def prepare_evaluation(experiment: Experiment, evals: Evaluation, inputs: Inputs, folder: Path) -> Prepared:
+def _prepare_evaluation(experiment: Experiment, evals: Evaluation, inputs: Inputs, folder: Path) -> Prepared:
     """Read the texts and the tasks' data."""
     with within("evals"):
         prepared = evals.prepare(inputs.tokenizer, folder / "tasks", experiment.cache)

@@ -1,15 +1,13 @@
-"""One run, from an experiment to its record: check, load, measure, walk, measure again, write it all down."""
+"""One run, from an experiment to its record: prepare, open, measure, allocate, prune, measure again, export.
 
-import json
+Under torchrun every process goes through all stages, with its share of the samples; what writes asks who leads.
+"""
+
 import logging
-import os
 import random
 import shutil
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +16,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from barber.api import BlockReport, Report, allocate, fitting_batch_size, prune
-from barber.errors import BarberError, within
-from barber.evals.cache import ResultCache
+from barber.errors import within
 from barber.methods.patterns import Pattern, Unstructured
 from barber.model.checkpoint import FOLDER, Checkpoint, Difference, begin, holds_layers, require_idle
 from barber.model.decoder import Decoder
@@ -31,16 +27,21 @@ from barber.run import display
 from barber.run.experiment import Experiment
 from barber.run.export import MaskFile, model_card
 from barber.run.identity import counting, digest_of
+from barber.run.kept import initial_masks
+from barber.run.lifecycle import recorded
 from barber.run.plots import plot_block_errors, plot_losses
-from barber.run.prepare import Inputs, prepare, prepare_evaluation
+from barber.run.prepare import Inputs, prepare
 from barber.run.record import RunRecord
 from barber.run.tracking import Tracking
+from barber.run.watching import block_by_block
 from barber.runtime.distributed import Ranks, joined
 from barber.runtime.memory import peak_memory, reset_peak_memory
 from barber.runtime.tensors import Tensor
 from barber.runtime.timing import Stopwatch
-from barber.walk.initial import InitialMasks
-from barber.walk.walk import BlockResult
+from barber.walk.allocation import Allocating
+from barber.walk.pruning import Pruning
+from barber.walk.report import Report
+from barber.walk.sizes import fitting_batch_size
 
 log = logging.getLogger("barber")
 
@@ -65,29 +66,15 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     record = RunRecord(config, overrides, dict(choices or {}), digest_of(config))
     with joined() as ranks:
-        if not ranks.leads:
-            _Run(experiment, record, Tracking(None), folder, ranks).help_along()
-            return record
-        require_idle(folder)
-        record.write(folder)
-        tracking = Tracking(experiment.tracker)
+        if ranks.leads:
+            require_idle(folder)
+        tracking = Tracking(experiment.tracker if ranks.leads else None)
         run_ = _Run(experiment, record, tracking, folder, ranks)
-        try:
-            run_.carry_out()
-            record.finish("success", folder)
-        except torch.OutOfMemoryError as error:
-            message = "out of memory on the device: a smaller batch_size or engine.activations=host needs less"
-            record.error, record.traceback = message, traceback.format_exc()
-            record.finish("failed", folder)
-            raise BarberError(message) from error
-        except BaseException as error:
-            record.error = str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}"
-            record.traceback = traceback.format_exc()
-            record.finish("failed", folder)
-            raise
-        finally:
-            run_.clean_up()
-            tracking.finish(record)
+        with recorded(record, folder, tracking, ranks.leads):
+            try:
+                run_.carry_out()
+            finally:
+                run_.clean_up()
     return record
 
 
@@ -110,23 +97,21 @@ class _Run:
             torch.set_num_threads(experiment.threads)
         _seed_everything(experiment.seed)
         with self.stopwatch("prepare"):
-            inputs = prepare(self.experiment, self.record, self.ranks, self.folder)
-            if experiment.evals is not None:
-                inputs.evaluation = prepare_evaluation(experiment, experiment.evals, inputs, self.folder)
-            checkpoint = self.checkpoint = self._begin(inputs)
+            inputs = prepare(experiment, record, self.ranks, self.folder)
+            self.checkpoint = self._begin(inputs)
         self.tracking.start(experiment.name, record, self.folder)
-        model, weights = self._open(inputs, checkpoint)
-        log.info("Loaded %s: %s parameters, %s.", experiment.model, f"{model.num_parameters():,}", model.dtype)
-        self._evaluate("dense", model, weights, inputs)
+        model, weights = self._open(inputs)
+        self._measure("dense", model, weights, inputs)
         if experiment.pruner is not None:
-            masks = self._prune(model, weights, inputs, checkpoint)
+            pattern = self._allocate(model, weights, inputs)
+            masks = self._prune(model, weights, inputs, pattern)
             if experiment.steps:
-                self._evaluate("pruned", model, weights, inputs)
-            self._evaluate("rebuilt" if experiment.steps else "pruned", model, weights, inputs)
+                self._measure("pruned", model, weights, inputs)
+            self._measure("rebuilt" if experiment.steps else "pruned", model, weights, inputs)
             self._export(weights, inputs, masks)
         self._plot_block_errors()
-        if checkpoint is not None:
-            checkpoint.remove()
+        if self.checkpoint is not None:
+            self.checkpoint.remove()
             self.checkpoint = None
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
@@ -143,42 +128,36 @@ class _Run:
             if self.opened:
                 shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
 
-    def help_along(self) -> None:
-        """Walk with this process's share of the samples; all else is done by the process that leads."""
-        _seed_everything(self.experiment.seed)
-        inputs = prepare(self.experiment, self.record, self.ranks, self.folder)
-        checkpoint = self._begin(inputs)
-        model, weights = self._open(inputs, checkpoint)
-        if self.experiment.pruner is not None:
-            self._prune(model, weights, inputs, checkpoint)
-
-    def _open(self, inputs: Inputs, checkpoint: Checkpoint | None) -> tuple[PreTrainedModel, Weights]:
-        experiment, self.opened = self.experiment, True
-        with self.stopwatch("load"), within("model"):
-            return experiment.engine.open(experiment.model, inputs.streams, checkpoint, self.folder)
-
     def _begin(self, inputs: Inputs) -> Checkpoint | None:
         """Where finished layers go; those of an interrupted run with the same settings are there already."""
-        experiment, calibration = self.experiment, inputs.calibration
+        experiment, calibration, ranks = self.experiment, inputs.calibration, self.ranks
         keeps = inputs.streams or (experiment.export is not None and experiment.resume == "auto")
         # Layers that are there already are used whether more are to be kept or not.
-        if calibration is None or not (keeps or self.ranks.broadcast(holds_layers(self.folder))):
+        if calibration is None or not (keeps or ranks.broadcast(holds_layers(self.folder))):
             return None
-        if self.ranks.leads:
+        source: Path | None = None
+        if ranks.leads:
             facts = counting(self.record.config, "layers")
             versions = {name: self.record.versions[name] for name in ("torch", "transformers")}
-            facts |= {"calibration_digest": calibration.digest, "processes": self.ranks.size, "version": versions}
+            facts |= {"calibration_digest": calibration.digest, "processes": ranks.size, "version": versions}
             self.lock, source = begin(self.folder, facts, may_resume=experiment.resume == "auto")
-        folder = self.ranks.broadcast(self.folder)
+        folder = ranks.broadcast(self.folder)
         num_layers = len(Decoder(skeleton(experiment.model.config())).layers)
-        checkpoint = Checkpoint(folder / FOLDER, num_layers, self.ranks)
-        if self.ranks.leads and source is not None:
+        checkpoint = Checkpoint(folder / FOLDER, num_layers, ranks)
+        if source is not None:
             finished = checkpoint.num_finished
             log.info("Going on with the interrupted run in %s: %d of %d layers are done.", source, finished, num_layers)
             self.record.resumed = {"from": str(source), "layers": finished}
         return checkpoint
 
-    def _evaluate(self, stage: Stage, model: PreTrainedModel, weights: Weights, inputs: Inputs) -> None:
+    def _open(self, inputs: Inputs) -> tuple[PreTrainedModel, Weights]:
+        experiment, self.opened = self.experiment, True
+        with self.stopwatch("load"), within("model"):
+            model, weights = experiment.engine.open(experiment.model, inputs.streams, self.checkpoint, self.folder)
+        log.info("Loaded %s: %s parameters, %s.", experiment.model, f"{model.num_parameters():,}", model.dtype)
+        return model, weights
+
+    def _measure(self, stage: Stage, model: PreTrainedModel, weights: Weights, inputs: Inputs) -> None:
         """Measure a stage of the model, where the experiment asks for it."""
         if inputs.evaluation is None:
             return
@@ -203,8 +182,32 @@ class _Run:
             for line in display.findings(stage, results):
                 log.info(line)
 
+    def _allocate(self, model: PreTrainedModel, weights: Weights, inputs: Inputs) -> Pattern | Mapping[str, Pattern]:
+        """The pattern of all linears, or of each where they are not all alike."""
+        experiment, calibration = self.experiment, inputs.calibration
+        if experiment.allocation is None:
+            return experiment.pattern
+        assert calibration is not None and isinstance(experiment.pattern, Unstructured)
+        allocating = Allocating(
+            experiment.allocation,
+            experiment.pattern,
+            inputs.device,
+            experiment.batch_size,
+            experiment.precision,
+            experiment.engine.activations,
+            self.folder,
+        )
+        with self.stopwatch("allocate"), display.progress(visible=self.ranks.leads) as progress:
+            task = progress.add_task("Allocating sparsity", total=None)
+            return allocating.carry_out(
+                model,
+                calibration.tokens_NL,
+                weights,
+                watch=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+
     def _prune(
-        self, model: PreTrainedModel, weights: Weights, inputs: Inputs, checkpoint: Checkpoint | None
+        self, model: PreTrainedModel, weights: Weights, inputs: Inputs, pattern: Pattern | Mapping[str, Pattern]
     ) -> dict[str, Tensor]:
         """Walk the decoder layers; returns the masks, if they are to be exported."""
         experiment, record, calibration = self.experiment, self.record, inputs.calibration
@@ -222,124 +225,39 @@ class _Run:
             if isinstance(experiment.export, MaskFile):
                 experiment.export.collect(masks, differences)
 
-        patterns = self._allocate(model, weights, inputs, batch_size)
+        pruning = Pruning(
+            pattern,
+            experiment.pruner,
+            list(experiment.steps.values()),
+            inputs.device,
+            batch_size,
+            experiment.precision,
+            experiment.schedule,
+            experiment.engine.activations,
+            self.folder,
+        )
         with (
             self.stopwatch("walk"),
-            self._initial_masks(model, weights, inputs, batch_size, patterns) as initial,
-            self._telling_of_blocks(len(Decoder(model).layers)) as on_block,
+            initial_masks(experiment, record, inputs, model, weights, pattern, self.ranks) as initial,
+            block_by_block(self.folder, model, self.tracking, self.ranks.leads) as on_block,
         ):
-            weights.restore()
             reset_peak_memory()
-            report = prune(
+            report = pruning.carry_out(
                 model,
                 calibration.tokens_NL,
-                pattern=experiment.pattern,
-                pruner=experiment.pruner,
-                rebuild=list(experiment.steps.values()),
-                device=inputs.device,
-                batch_size=batch_size,
-                precision=experiment.precision,
-                schedule=experiment.schedule,
-                activations=experiment.engine.activations,
-                scratch=self.folder,
-                weights=weights,
-                checkpoint=checkpoint,
-                initial=initial,
-                patterns=patterns,
-                on_block=on_block,
-                on_layer=on_layer if compares or isinstance(experiment.export, MaskFile) else None,
+                weights,
+                self.checkpoint,
+                initial,
+                on_block,
+                on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
             if initial is not None and not initial.complete and record.resumed is None:
                 initial.took(report.initial_seconds)
                 record.initial = {"known": False, "seconds": report.initial_seconds}
         record.machine["peak_memory_bytes"] = peak_memory(inputs.device)
         self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
-        if self.ranks.leads:
-            self._note(report)
+        self._note(report)
         return masks
-
-    @contextmanager
-    def _telling_of_blocks(self, num_layers: int) -> Iterator[Callable[[BlockReport, BlockResult | None], None]]:
-        """What every finished block is told to: layers.jsonl, the log, the progress bar, the tracker."""
-        # The other processes of the run have no lines to write and nobody who watches.
-        path = self.folder / "layers.jsonl" if self.ranks.leads else Path(os.devnull)
-        numbers = count(1)
-        with display.progress(visible=self.ranks.leads) as progress, path.open("w", encoding="utf-8") as lines:
-            task = progress.add_task("Pruning, block by block", total=2 * num_layers)
-
-            def on_block(block: BlockReport, result: BlockResult | None) -> None:
-                lines.write(json.dumps(asdict(block)) + "\n")
-                lines.flush()
-                if result is not None:
-                    log.info(display.describe(block, num_layers))
-                self.tracking.block(next(numbers), block)
-                progress.advance(task)
-
-            yield on_block
-
-    def _allocate(
-        self, model: PreTrainedModel, weights: Weights, inputs: Inputs, batch_size: int
-    ) -> Mapping[str, Pattern]:
-        """The patterns of the linears, where they are not all alike."""
-        experiment, calibration = self.experiment, inputs.calibration
-        if experiment.allocation is None:
-            return {}
-        assert calibration is not None and isinstance(experiment.pattern, Unstructured)
-        with (
-            self.stopwatch("allocate"),
-            display.progress(visible=self.ranks.leads) as progress,
-            weights.showing("dense"),
-        ):
-            task = progress.add_task("Allocating sparsity", total=None)
-            return allocate(
-                model,
-                calibration.tokens_NL,
-                allocation=experiment.allocation,
-                pattern=experiment.pattern,
-                device=inputs.device,
-                batch_size=batch_size,
-                precision=experiment.precision,
-                activations=experiment.engine.activations,
-                scratch=self.folder,
-                weights=weights,
-                watch=lambda done, total: progress.update(task, completed=done, total=total),
-            )
-
-    @contextmanager
-    def _initial_masks(
-        self,
-        model: PreTrainedModel,
-        weights: Weights,
-        inputs: Inputs,
-        batch_size: int,
-        patterns: Mapping[str, Pattern],
-    ) -> Iterator[InitialMasks | None]:
-        """The initial masks that other runs have kept, or a place to keep them for others.
-
-        None where they are cheap, and where several processes need not share a disk.
-        """
-        experiment = self.experiment
-        cache, pruner, calibration = experiment.cache, experiment.pruner, inputs.calibration
-        interleaves = experiment.schedule == "interleaved" and bool(experiment.steps)
-        if cache is None or pruner is None or pruner.statistic is None or interleaves or self.ranks.size > 1:
-            yield None
-            return
-        assert calibration is not None
-        dense = inputs.evaluation.dense if inputs.evaluation is not None else None
-        with weights.showing("dense"):
-            facts = (dense or ResultCache(cache, model, inputs.device, weights)).facts
-        facts = facts | {"calibration": calibration.digest, "pruner": repr(pruner), "pattern": repr(experiment.pattern)}
-        facts |= {"precision": self.record.machine["precision"], "batch_size": batch_size}
-        facts |= {"patterns": {name: str(one) for name, one in patterns.items()}} if patterns else {}
-        entry = cache.entry("initial", facts)
-        with entry.opened("the initial masks") as complete:
-            if complete:
-                log.info("The initial masks are known from another run.")
-            masks = InitialMasks(entry.folder, complete)
-            self.record.initial = {"known": complete, "seconds": masks.seconds}
-            yield masks
-            if not complete and masks.has_all(len(Decoder(model).layers)):
-                entry.complete()
 
     def _note(self, report: Report) -> None:
         self.record.walk_seconds = report.seconds
@@ -350,10 +268,30 @@ class _Run:
             "weights": report.weights,
             "exchanges": report.exchanges,
         }
+        if not self.ranks.leads:
+            return
         self.record.write(self.folder)
         if self.experiment.steps:
             plot_losses(report.blocks, self.experiment.name, self.folder / "loss.png")
             self.record.files["loss"] = "loss.png"
+
+    def _export(self, weights: Weights, inputs: Inputs, masks: dict[str, Tensor]) -> None:
+        experiment, record = self.experiment, self.record
+        if not self.ranks.leads or experiment.export is None or record.sparsity is None:
+            return
+        with self.stopwatch("export"):
+            if isinstance(experiment.export, MaskFile):
+                record.files["masks"] = experiment.export.save(masks, self.folder).name
+                return
+            card = model_card(
+                name=experiment.name,
+                base=str(experiment.model),
+                pattern=str(experiment.pattern),
+                sparsity=record.sparsity,
+                config_yaml=yaml.safe_dump(record.config, sort_keys=False),
+                update=", ".join(type(step).__name__ for step in (experiment.update or {}).values()),
+            )
+            record.files["model"] = experiment.export.save(weights, inputs.tokenizer, card, self.folder).name
 
     def _plot_block_errors(self) -> None:
         errors = {
@@ -364,24 +302,6 @@ class _Run:
         if errors:
             plot_block_errors(errors, self.experiment.name, self.folder / "block_errors.png")
             self.record.files["blocks"] = "block_errors.png"
-
-    def _export(self, weights: Weights, inputs: Inputs, masks: dict[str, Tensor]) -> None:
-        export, record, folder = self.experiment.export, self.record, self.folder
-        if export is None or record.sparsity is None:
-            return
-        with self.stopwatch("export"):
-            if isinstance(export, MaskFile):
-                record.files["masks"] = export.save(masks, folder).name
-                return
-            card = model_card(
-                name=self.experiment.name,
-                base=str(self.experiment.model),
-                pattern=str(self.experiment.pattern),
-                sparsity=record.sparsity,
-                config_yaml=yaml.safe_dump(record.config, sort_keys=False),
-                update=", ".join(type(step).__name__ for step in (self.experiment.update or {}).values()),
-            )
-            record.files["model"] = export.save(weights, inputs.tokenizer, card, folder).name
 
 
 def _seed_everything(seed: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from barber.api import BlockReport
 from barber.errors import UserError
 from barber.run.record import RunRecord
+from barber.walk.report import BlockReport
 
 log = logging.getLogger("barber")
 

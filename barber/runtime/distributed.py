@@ -5,7 +5,7 @@ takes the same decisions without being told.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from barber.errors import UserError
+from barber.errors import BarberError, UserError
 from barber.runtime.tensors import Tensor
 
 
@@ -67,6 +67,29 @@ class Ranks:
         if self.size > 1:
             distributed.barrier()
 
+    def require_agreement(self, layer: str, found: Mapping[str, Sequence[Tensor]]) -> None:
+        """Stop where another process has other numbers, of which nothing later would tell.
+
+        Args:
+            layer: whose they are.
+            found: masks and float32 weights (O, I), by the name of the linear, in the same order everywhere.
+
+        Raises:
+            BarberError: they differ, by a bit.
+        """
+        if self.size == 1:
+            return
+        sums_K = torch.stack([torch.stack([_checksum(one_OI) for one_OI in each]).sum() for each in found.values()])
+        both_2K = torch.stack([sums_K, -sums_K])
+        distributed.all_reduce(both_2K, distributed.ReduceOp.MAX)
+        highest_K, lowest_K = both_2K[0], -both_2K[1]
+        differ = [name for name, other in zip(found, (highest_K != lowest_K).tolist(), strict=True) if other]
+        if differ:
+            raise BarberError(
+                f"{layer}: the processes have come to different masks or weights, first in {differ[0]}; they need the "
+                "same kind of device, the same number of threads and the same versions"
+            )
+
     def require_samples(self, num_samples: int) -> None:
         """Refuse more processes than samples.
 
@@ -78,6 +101,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _checksum(matrix_OI: Tensor) -> Tensor:
+    """A number that changes with every bit and its place: (), int64."""
+    bits_OI = matrix_OI.contiguous().view(torch.int32) if matrix_OI.dtype == torch.float32 else matrix_OI.int()
+    odd_O, odd_I = (2 * (torch.arange(size, device=bits_OI.device) * 2654435761 % 2**30) + 1 for size in bits_OI.shape)
+    # In 32 bits, which wrap around: a copy in 64 bits would be twice as large as the weight.
+    return ((bits_OI * odd_I.int()).sum(dim=1) * odd_O).sum()
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from barber.errors import UserError, within
-from barber.methods.patterns import NM, Pattern
+from barber.methods.patterns import NM, Pattern, by_linear
 from barber.methods.pruners import RIA, Pruner, SparseGPT
 from barber.methods.rebuild import Rebuild
 from barber.model.decoder import Decoder
@@ -14,7 +14,10 @@ from barber.runtime.tensors import Tensor
 
 
 def check_methods(
-    pattern: Pattern, pruner: Pruner | None, steps: Mapping[str, Rebuild], schedule: str = "paper"
+    pattern: Pattern | Mapping[str, Pattern],
+    pruner: Pruner | None,
+    steps: Mapping[str, Rebuild],
+    schedule: str = "paper",
 ) -> None:
     """Refuse combinations of methods that mean nothing.
 
@@ -32,6 +35,11 @@ def check_methods(
             f"schedule must be paper with the pruner {type(pruner).__name__}, which looks at whole layers, "
             "not interleaved"
         )
+    for one in set(pattern.values()) if isinstance(pattern, Mapping) else (pattern,):
+        _check_pattern(one, pruner, steps)
+
+
+def _check_pattern(pattern: Pattern, pruner: Pruner | None, steps: Mapping[str, Rebuild]) -> None:
     for key, step in steps.items():
         with within(key):
             step.check(pattern)
@@ -46,25 +54,30 @@ def check_methods(
         raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
 
 
-def check_architecture(model: PreTrainedModel, pattern: Pattern) -> None:
+def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, Pattern]) -> None:
     """Refuse a model that the pattern does not fit; a model on the meta device will do.
 
     Raises:
-        UserError: an unsupported model type, or a linear whose inputs m does not divide.
+        UserError: an unsupported model type, a block without a prunable linear, or a linear whose inputs m does not
+            divide, or that has no pattern.
     """
-    linears = Decoder(model).linears
-    if any(linear.weight_OI.dtype == torch.float64 for linear in linears):
-        raise UserError("model.dtype must be float32, bfloat16 or float16, not float64: the walk computes in float32")
-    if not linears:
-        raise UserError(f"model: {type(model).__name__} has no prunable linear")
-    if isinstance(pattern, NM):
-        for linear in linears:
-            inputs = linear.weight_OI.shape[1]
-            if inputs % pattern.m:
-                raise UserError(
-                    f"pattern.m must divide the inputs of every linear; {linear.name} has {inputs}, "
-                    f"which {pattern.m} does not divide"
-                )
+    decoder = Decoder(model)
+    for layer in decoder.layers:
+        for block in layer.blocks:
+            if not block.linears:
+                raise UserError(f"model: {layer.name} of {type(model).__name__} has no prunable linear in {block.name}")
+    patterns = by_linear(pattern, [linear.name for linear in decoder.linears])
+    for linear in decoder.linears:
+        if linear.weight_OI.dtype == torch.float64:
+            raise UserError(
+                "model.dtype must be float32, bfloat16 or float16, not float64: the walk computes in float32"
+            )
+        inputs, one = linear.weight_OI.shape[1], patterns[linear.name]
+        if isinstance(one, NM) and inputs % one.m:
+            raise UserError(
+                f"pattern.m must divide the inputs of every linear; {linear.name} has {inputs}, "
+                f"which {one.m} does not divide"
+            )
 
 
 def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_key: str | None = None) -> None:

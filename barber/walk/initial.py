@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from barber.methods.pruners import Pruned
+from barber.methods.block import Pruned
 from barber.model.checkpoint import packed
 from barber.runtime.tensors import Tensor
 
@@ -34,7 +35,7 @@ class InitialMasks:
     complete: bool
     _failed: bool = False
 
-    def read(self, index: int, dense_OI: dict[str, Tensor]) -> dict[str, Pruned]:
+    def read(self, index: int, dense_OI: Mapping[str, Tensor]) -> dict[str, Pruned]:
         """The linears of a layer, given their dense weights (float32) by name."""
         stored = load_file(self._file(index))
         found = {}
@@ -48,7 +49,7 @@ class InitialMasks:
                 found[name] = Pruned(mask_OI, updated_OI.to(weight_OI.device))
         return found
 
-    def write(self, index: int, dense_OI: dict[str, Tensor], initial: dict[str, Pruned]) -> None:
+    def write(self, index: int, dense_OI: Mapping[str, Tensor], initial: dict[str, Pruned]) -> None:
         """Keep the linears of a layer; the file appears whole or not at all. A full disk costs a warning."""
         if self._failed:
             return

@@ -4,23 +4,25 @@ They are of the whole model's loss, taken once before the walk with one layer at
 own output, taken whenever the walk comes to it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from barber.methods.statistics import MeanSquaredGradient, observing_outputs
+from barber.methods.statistics import MeanSquaredGradient
 from barber.model.blocks import Call, Layer
 from barber.model.decoder import Decoder
+from barber.model.driver import Driver, Turn, outside_of_layers
+from barber.model.observing import observing_outputs
 from barber.model.weights import Weights
 from barber.runtime.activations import SETS, Activations, ActivationStore
 from barber.runtime.distributed import Ranks
 from barber.runtime.numerics import FiniteChecks
 from barber.runtime.precision import Arithmetic
-from barber.runtime.products import fast_linears
 from barber.runtime.tensors import Tensor, batches, by_sample, in_float32, replaced_forward
 
 
@@ -64,7 +66,8 @@ def loss_gradients(
     store = store or ActivationStore("auto", device, arithmetic.dtype)
     # Out of inference mode, which the caller may be in: no gradient can be had there.
     with torch.inference_mode(False), torch.no_grad(), weights.showing("dense"):
-        ascent = _Ascent(Decoder(model), weights, device, batch_size, store, arithmetic, tokens_NL)
+        driver = Driver(model, weights, device, arithmetic)
+        ascent = _Ascent(Decoder(model), driver, batch_size, store, arithmetic, tokens_NL)
         ascent.go_up()
         ascent.take_losses()
         return ascent.go_down()
@@ -118,8 +121,7 @@ class _Ascent:
     """The samples' way up through the layers and the gradients' way down."""
 
     decoder: Decoder
-    weights: Weights
-    device: torch.device
+    driver: Driver
     batch_size: int
     store: ActivationStore
     arithmetic: Arithmetic
@@ -137,26 +139,25 @@ class _Ascent:
 
     def go_up(self) -> None:
         """Run the layers, and keep what each is given."""
-        for index, layer in enumerate(self.decoder.layers):
-            with self._onloaded(index), self.arithmetic():
-                self._checks.order({f"{linear.name}: the weight": linear.weight_OI for linear in layer.linears})
-                for batch in self._batches():
-                    output_BLD = layer.run(self._call(index, batch))
-                    self._checks.order({f"{layer.name}: its output": output_BLD})
-                    self._states[index + 1][batch] = output_BLD
+
+        def look(turn: Turn) -> None:
+            self._checks.order({f"{name}: the weight": weight_OI for name, weight_OI in turn.dense_OI.items()})
+            for batch in self._batches():
+                output_BLD = turn.layer.run(self._call(turn.index, batch))
+                self._checks.order({f"{turn.layer.name}: its output": output_BLD})
+                self._states[turn.index + 1][batch] = output_BLD
             self._checks.require()
+
+        deque(self.driver.each(look), maxlen=0)
 
     def take_losses(self) -> None:
         """Put the gradients of the samples' losses in the place of what the last layer gave."""
-        layers = self.decoder.layers
-        inside = {id(tensor) for layer in layers for tensor in layer.tensors}
-        model = self.decoder.model
-        outside = [tensor for tensor in [*model.parameters(), *model.buffers()] if id(tensor) not in inside]
-        with in_float32(outside, self.device), self.arithmetic():
+        device = self.driver.device
+        with in_float32(outside_of_layers(self.decoder.model), device), self.arithmetic():
             # One by one: the logits are by far the largest that there is.
             for sample in batches(len(self._mine_NL), 1):
                 hidden_BLD = self._cast(self._states[-1][sample]).requires_grad_()
-                tokens_BL = self._mine_NL[sample].to(self.device)
+                tokens_BL = self._mine_NL[sample].to(device)
                 with torch.enable_grad():
                     loss = self._loss(tokens_BL, hidden_BLD)
                     (gradient_BLD,) = torch.autograd.grad(loss, hidden_BLD)
@@ -166,18 +167,20 @@ class _Ascent:
 
     def go_down(self) -> dict[str, Tensor]:
         """Run the layers again, from the last to the first, and add up their squared gradients."""
-        found: dict[str, Tensor] = {}
-        for index in reversed(range(len(self.decoder.layers))):
-            layer = self.decoder.layers[index]
-            squared = {linear.name: MeanSquaredGradient(len(self.tokens_NL)) for linear in layer.linears}
-            with self._onloaded(index), self.arithmetic():
-                for batch in self._batches():
-                    self._states[index][batch] = self._by_input(index, batch, squared)
+
+        def look(turn: Turn) -> dict[str, Tensor]:
+            squared = {linear.name: MeanSquaredGradient(len(self.tokens_NL)) for linear in turn.layer.linears}
+            for batch in self._batches():
+                self._states[turn.index][batch] = self._by_input(turn.index, batch, squared)
+            found: dict[str, Tensor] = {}
             for name in list(squared):
                 gradient_OI = squared.pop(name).value(self._ranks)
                 self._checks.order({f"{name}: the gradient": gradient_OI})
                 found[name] = gradient_OI.cpu()
             self._checks.require()
+            return found
+
+        found = {name: one for layer in self.driver.each(look, backwards=True) for name, one in layer.items()}
         return {linear.name: found[linear.name] for linear in self.decoder.linears}
 
     def _by_input(self, index: int, batch: slice, squared: Mapping[str, MeanSquaredGradient]) -> Tensor:
@@ -205,16 +208,6 @@ class _Ascent:
                 stack.enter_context(replaced_forward(layer.module, lambda *_, **__: hidden_BLD))
             logits_BLV = self.decoder.model(input_ids=tokens_BL, use_cache=False).logits
         return nn.functional.cross_entropy(logits_BLV[0, :-1].float(), tokens_BL[0, 1:])
-
-    @contextmanager
-    def _onloaded(self, index: int) -> Iterator[None]:
-        """A layer on the device, its linears as they are computed with."""
-        layer = self.decoder.layers[index]
-        with self.weights.resident(index, self.device), in_float32(layer.tensors, self.device):
-            for linear in layer.linears:
-                linear.assign(linear.weight_OI, self.arithmetic.dtype)
-            with fast_linears([linear.module for linear in layer.linears], self.device):
-                yield
 
 
 @dataclass

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from barber.run import runner
 from barber.run.tracking import Wandb
-from barber.walk.passes import LayerWork
 from barber.walk.walk import Walk
+from barber.walk.work import LayerWork
 from tests import tiny
 from tests.cli.running import Result, barber, complaint, record_of, save_model
 from tests.processes import Outcome, launch
@@ -92,8 +92,8 @@ def _run_to_be_killed(arguments: list[str], where: str) -> Result:
         return step
 
     Path.rename = dying(Path.rename, lambda _, to: Path(to).name == where)  # type: ignore[method-assign]
-    evaluate = runner._Run._evaluate
-    runner._Run._evaluate = dying(evaluate, lambda _, stage, *__: stage == where)  # type: ignore[method-assign]
+    evaluate = runner._Run._measure
+    runner._Run._measure = dying(evaluate, lambda _, stage, *__: stage == where)  # type: ignore[method-assign]
     return barber(*arguments)
 
 

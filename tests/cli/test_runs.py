@@ -393,7 +393,7 @@ def test_an_interrupted_run_ends_with_a_word_and_a_record(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("barber.run.runner.prune", interrupt)
+    monkeypatch.setattr("barber.walk.pruning.Pruning.carry_out", interrupt)
     result = barber(*command(inputs, tmp_path))
     assert (result.code, result.err) == (130, "barber: interrupted\n")
     assert record_of(tmp_path)["status"] == "failed"

@@ -16,6 +16,7 @@ from barber.run import identity, runner, sweeps
 from barber.run.identity import counting, digest_of
 from barber.run.record import RunRecord
 from barber.run.sweeps import objective
+from barber.walk.selection import Selection
 from barber.walk.walk import Walk
 from tests import tiny
 from tests.cli.running import Result, barber, complaint
@@ -181,13 +182,13 @@ def test_resume_never_does_all_of_it_again(tokens: Path, tmp_path: Path) -> None
 def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every time that a walk collects statistics for initial masks, by layer."""
     seen: list[str] = []
-    prune_layer = Walk._prune_layer
+    prune_layer = Selection.prune_layer
 
-    def note(walk: Walk, work: Any, stream: Any) -> None:
-        seen.append(f"{walk.pruner} {work.index}")
-        prune_layer(walk, work, stream)
+    def note(selection: Selection, work: Any, stream: Any) -> None:
+        seen.append(f"{selection.pruner} {work.index}")
+        prune_layer(selection, work, stream)
 
-    monkeypatch.setattr(Walk, "_prune_layer", note)
+    monkeypatch.setattr(Selection, "prune_layer", note)
     return seen
 
 

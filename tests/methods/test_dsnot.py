@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barber import NM, Unstructured, UserError
+from barber.methods.block import Pruned
 from barber.methods.patterns import Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild import DSnoT, Evidence, Needs
+from barber.methods.rebuild import DSnoT, Needs
 from barber.methods.rebuild.dsnot import exchange_by_sums
 from barber.methods.statistics import Moments
+from tests.states import state
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -131,7 +132,7 @@ def test_the_method_keeps_dense_weights_and_counts_pairs(pattern: Pattern) -> No
     weight_OI, moments_3I, mask_OI = case(4, pattern=pattern)
     pruned = {"linear": Pruned.masking(weight_OI + 1, mask_OI)}
     step = DSnoT()
-    found = step.rebuild({"linear": weight_OI}, pruned, Evidence(inputs={"linear": moments_3I}), pattern)["linear"]
+    found = step.rebuild(state({"linear": weight_OI}, pattern, pruned, inputs={"linear": moments_3I}))["linear"]
     after_OI = found.pruned.mask_OI
     assert found.num_exchanged == (mask_OI & ~after_OI).sum() > 0
     assert torch.equal(found.pruned.weight_OI, weight_OI.masked_fill(after_OI, 0))

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from barber.errors import NumericsError, UserError
+from barber.methods.block import Pruned
 from barber.methods.patterns import NM, Pattern, Unstructured
-from barber.methods.pruners import RIA, Magnitude, Pruned, Pruner, SparseGPT, Wanda
+from barber.methods.pruners import RIA, Magnitude, Pruner, SparseGPT, Wanda
 from tests import oracles
+from tests.states import state
 
 PATTERNS = [
     pytest.param(Unstructured(0.5), oracles.Sparsity(0.5), id="0.5"),
@@ -32,12 +34,13 @@ def linear(outputs: int = 12, inputs: int = 24, seed: int = 0) -> tuple[torch.Te
 
 
 def prune(pruner: Pruner, weight_OI: torch.Tensor, x_NLI: torch.Tensor, pattern: Pattern) -> Pruned:
-    """Prune as the walk does: the statistic of all samples, prepared, then the linear."""
-    if pruner.statistic is None:
-        return pruner.prune(weight_OI, None, pattern)
-    statistic = pruner.statistic(len(x_NLI))
-    statistic.add(x_NLI.flatten(0, 1))
-    return pruner.prune(weight_OI, pruner.prepare(statistic.value()), pattern)
+    """Prune as the walk does: the statistic of all samples, then the linear."""
+    inputs = {}
+    if pruner.statistic is not None:
+        statistic = pruner.statistic(len(x_NLI))
+        statistic.add(x_NLI.flatten(0, 1))
+        inputs["linear"] = statistic.value()
+    return pruner.prune(state({"linear": weight_OI}, pattern, inputs=inputs))["linear"]
 
 
 def samples(x_NLI: torch.Tensor) -> Sequence[np.ndarray]:

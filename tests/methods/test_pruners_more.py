@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from barber.errors import UserError
+from barber.methods.block import Pruned
 from barber.methods.patterns import NM, Pattern, Unstructured
-from barber.methods.pruners import GBLM, RIA, Magnitude, Pruned, Pruner, Random, SparseGPT, Wanda, WandaPlus
+from barber.methods.pruners import GBLM, RIA, Magnitude, Pruner, Random, SparseGPT, Wanda, WandaPlus
 from tests import oracles
 from tests.methods.test_pruners import linear, patterns
+from tests.states import state
 
 BY_GRADIENT = [WandaPlus(), GBLM()]
 gradient_pruners = pytest.mark.parametrize("pruner", BY_GRADIENT, ids=lambda pruner: type(pruner).__name__)
@@ -31,8 +33,8 @@ def prune(
     assert pruner.statistic is not None
     statistic = pruner.statistic(len(x_NLI))
     statistic.add(x_NLI.flatten(0, 1))
-    prepared = pruner.prepare(statistic.value())
-    return pruner.prune(weight_OI, prepared, pattern, g_NOI.square().mean(dim=0))
+    known = {"inputs": {"linear": statistic.value()}, "gradient_OI": {"linear": g_NOI.square().mean(dim=0)}}
+    return pruner.prune(state({"linear": weight_OI}, pattern, **known))["linear"]
 
 
 def masked(score: np.ndarray, sparsity: oracles.Sparsity) -> list[list[bool]]:
@@ -47,7 +49,7 @@ def masked(score: np.ndarray, sparsity: oracles.Sparsity) -> list[list[bool]]:
 
 
 def random_mask(seed: int, weight_OI: torch.Tensor, pattern: Pattern | None = None) -> torch.Tensor:
-    return Random(seed).prune(weight_OI, None, pattern or Unstructured(0.5)).mask_OI
+    return Random(seed).prune(state({"linear": weight_OI}, pattern or Unstructured(0.5)))["linear"].mask_OI
 
 
 @both_patterns
@@ -87,7 +89,7 @@ def test_every_linear_and_every_seed_has_another_random_mask(pattern: Pattern) -
 @patterns
 def test_random_masks_prune_any_weight_of_a_row_or_a_cell(pattern: Pattern, sparsity: oracles.Sparsity) -> None:
     weight, _ = linear(200, 40)
-    pruned = Random().prune(weight, None, pattern)
+    pruned = Random().prune(state({"linear": weight}, pattern))["linear"]
     groups = pruned.mask_OI if sparsity.m is None else pruned.mask_OI.view(-1, sparsity.m)
     share = sparsity.ratio if sparsity.m is None else 1 - sparsity.n / sparsity.m
     assert (groups.sum(dim=1) == int(groups.shape[1] * share)).all()

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from barber.errors import UserError
+from barber.methods.block import Pruned
 from barber.methods.metrics import Gradient, Metric, Weight, WeightGradient
 from barber.methods.patterns import NM, Pattern, Unstructured
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild import Barber, Evidence, Rebuilt
+from barber.methods.rebuild import Barber, Rebuilt
 from barber.methods.rebuild.barber import ALPHAS
 from tests import oracles
+from tests.states import state
 
 SHAPES = {"gate": (6, 8), "up": (4, 8), "down": (8, 4)}
 GRANULARITIES = ["output", "input", "layer", "block"]
@@ -62,7 +63,7 @@ def rebuilt(
 ) -> dict[str, Rebuilt]:
     """What the step makes of a block."""
     step.check(pattern)
-    return step.rebuild(dense, pruned, Evidence(gradient_OI=squared), pattern)
+    return step.rebuild(state(dense, pattern, pruned, gradient_OI=squared))
 
 
 def masks_of(linears: dict[str, Pruned]) -> Matrices:
@@ -229,7 +230,7 @@ def tried(trial: ByDistance, granularity: str, pattern: Pattern, num_samples: in
     step = Barber("auto", granularity)  # type: ignore[arg-type]
     trial.num_samples = num_samples
     assert step.needs.trial and not Barber().needs.trial
-    found = step.rebuild(dense, pruned, Evidence(gradient_OI=squared, trial=trial), pattern)
+    found = step.rebuild(state(dense, pattern, pruned, gradient_OI=squared, trial=trial))
     return {name: linear.pruned.weight_OI for name, linear in found.items()}
 
 

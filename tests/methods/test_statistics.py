@@ -9,15 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from barber.methods.statistics import (
-    AllFed,
-    Hessian,
-    MeanSquaredGradient,
-    Moments,
-    SecondMoment,
-    observing_inputs,
-    observing_outputs,
-)
+from barber.methods.statistics import Hessian, MeanSquaredGradient, Moments, SecondMoment
+from barber.model.observing import AllFed, observing_inputs, observing_outputs
 from barber.runtime.distributed import Ranks
 from barber.runtime.tensors import batches
 from tests import oracles

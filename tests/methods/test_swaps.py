@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barber import NM, Magnitude, SparseGPT, Swaps, Unstructured, UserError, Wanda, prune
+from barber.methods.block import BlockState, Pruned
 from barber.methods.patterns import Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild import Evidence
 from barber.methods.rebuild.swaps import exchange_exactly
 from barber.model.decoder import Decoder
 from tests import tiny
+from tests.states import state
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -137,9 +137,8 @@ def test_nothing_to_do_is_refused(field: str) -> None:
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
 def test_the_method_gives_masks_of_the_pattern_and_counts_pairs(pattern: Pattern) -> None:
     weight_OI, gram_II, mask_OI = case(4, pattern=pattern)
-    evidence = Evidence(inputs={"linear": gram_II})
     pruned = {"linear": Pruned.masking(weight_OI + 1, mask_OI)}
-    found = Swaps().rebuild({"linear": weight_OI}, pruned, evidence, pattern)["linear"]
+    found = Swaps().rebuild(state({"linear": weight_OI}, pattern, pruned, inputs={"linear": gram_II}))["linear"]
     after_OI = found.pruned.mask_OI
     assert found.num_exchanged == (mask_OI & ~after_OI).sum() or found.num_exchanged > 0
     assert torch.equal(found.pruned.weight_OI, weight_OI.masked_fill(after_OI, 0))  # the dense one, not what was given
@@ -211,13 +210,13 @@ def test_no_round_raises_the_error_to_the_dense_model(
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
 def test_the_method_follows_by_the_share_that_it_is_told(pattern: Pattern) -> None:
     (weight_OI, gram_II, mask_OI), drift_II, loss = drifting(5, 0.8, pattern)
-    evidence = Evidence(inputs={"linear": gram_II}, drift={"linear": drift_II})
     pruned = {"linear": Pruned.masking(weight_OI, mask_OI)}
+    known = state({"linear": weight_OI}, pattern, pruned, inputs={"linear": gram_II}, drift={"linear": drift_II})
     error = {}
     for follow in (0.0, 0.8):
         step = Swaps(candidates=8, follow=follow)
         assert step.needs.dense == (follow > 0)
-        found = step.rebuild({"linear": weight_OI}, pruned, evidence, pattern)["linear"]
+        found = step.rebuild(known)["linear"]
         error[follow] = loss(found.pruned.mask_OI).sum()
     assert error[0.8] < error[0.0]
 
@@ -226,9 +225,9 @@ def test_a_drift_that_is_no_number_is_found_out() -> None:
     """The score is what the run checks."""
     weight_OI, gram_II, mask_OI = case(6)
     drift_II = torch.full_like(gram_II, torch.nan)
-    evidence = Evidence(inputs={"linear": gram_II}, drift={"linear": drift_II})
     pruned = {"linear": Pruned.masking(weight_OI, mask_OI)}
-    found = Swaps(follow=1).rebuild({"linear": weight_OI}, pruned, evidence, Unstructured(0.5))["linear"]
+    known = {"inputs": {"linear": gram_II}, "drift": {"linear": drift_II}}
+    found = Swaps(follow=1).rebuild(state({"linear": weight_OI}, Unstructured(0.5), pruned, **known))["linear"]
     assert found.score.isnan().any()
 
 
@@ -278,9 +277,9 @@ def test_linears_that_share_their_input_share_its_statistic(monkeypatch: pytest.
     seen: list[dict[str, torch.Tensor]] = []
     rebuild = Swaps.rebuild
 
-    def note(self: Swaps, dense_OI: Any, pruned: Any, evidence: Evidence, pattern: Any) -> Any:
-        seen.append(dict(evidence.inputs))
-        return rebuild(self, dense_OI, pruned, evidence, pattern)
+    def note(self: Swaps, block: BlockState) -> Any:
+        seen.append(dict(block.inputs))
+        return rebuild(self, block)
 
     monkeypatch.setattr(Swaps, "rebuild", note)
     weights_after()

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from barber.errors import NumericsError, UserError
+from barber.methods.block import BlockState, Pruned
 from barber.methods.patterns import NM, Pattern, Unstructured
-from barber.methods.pruners import Pruned, SparseGPT
-from barber.methods.rebuild.base import Evidence, Rebuild, Rebuilt
+from barber.methods.pruners import SparseGPT
+from barber.methods.rebuild.base import Rebuild, Rebuilt
 from barber.methods.statistics import Hessian
 from barber.methods.updates import ADMM, ALPS, LeastSquares, Reconstruct, SparseGPTUpdate
 from barber.runtime.tensors import Tensor
+from tests.states import state
 
 BY_HESSIAN = [LeastSquares(), LeastSquares(follow=1.0), SparseGPTUpdate(), ADMM(), ALPS(choose=False), ALPS()]
 PATTERNS = [Unstructured(0.5), Unstructured(0.8), NM(2, 4), NM(1, 4)]
@@ -52,13 +54,13 @@ class Case:
         return statistic.value()
 
     @property
-    def evidence(self) -> Evidence:
+    def state(self) -> BlockState:
         drift_II = (self.dense_x_TI - self.x_TI).T @ self.x_TI * (2 / NUM_SAMPLES)
-        return Evidence(inputs={"linear": self.hessian_II}, drift={"linear": drift_II})
+        known = {"inputs": {"linear": self.hessian_II}, "drift": {"linear": drift_II}}
+        return state({"linear": self.weight_OI}, self.pattern, {"linear": self.pruned}, **known)
 
     def updated(self, update: Rebuild) -> Rebuilt:
-        dense_OI, pruned = {"linear": self.weight_OI}, {"linear": self.pruned}
-        return update.rebuild(dense_OI, pruned, self.evidence, self.pattern)["linear"]
+        return update.rebuild(self.state)["linear"]
 
     def error(self, weight_OI: Tensor, damping: float = 0.0) -> float:
         """The squared error of the outputs, with the damping's share of what the weights have moved."""
@@ -104,16 +106,15 @@ def test_linears_that_share_their_input_are_updated_as_if_alone(
         monkeypatch.setattr(
             torch.linalg, name, lambda *args, f=function, n=name, **kwargs: calls.append(n) or f(*args, **kwargs)
         )
-    evidence = {name: each.evidence for name, each in cases.items()}
-    shared = Evidence(
-        inputs={name: evidence["q" if name == "k" else name].inputs["linear"] for name in cases},
-        drift={name: evidence["q" if name == "k" else name].drift["linear"] for name in cases},
-    )
+    states = {name: each.state for name, each in cases.items()}
     together = update.rebuild(
-        {name: each.weight_OI for name, each in cases.items()},
-        {name: each.pruned for name, each in cases.items()},
-        shared,
-        Unstructured(0.5),
+        state(
+            {name: each.weight_OI for name, each in cases.items()},
+            Unstructured(0.5),
+            {name: each.pruned for name, each in cases.items()},
+            inputs={name: states["q" if name == "k" else name].inputs["linear"] for name in cases},
+            drift={name: states["q" if name == "k" else name].drift["linear"] for name in cases},
+        )
     )
     assert together.keys() == alone.keys()
     for name, found in together.items():
@@ -126,11 +127,11 @@ def test_linears_that_share_their_input_are_updated_as_if_alone(
 @by_hessian
 def test_what_is_given_is_left_alone(update: Rebuild) -> None:
     case = Case()
-    evidence = case.evidence
+    known = case.state
     given_tensors = [case.weight_OI, case.pruned.weight_OI, case.pruned.mask_OI]
-    given_tensors += [evidence.inputs["linear"], evidence.drift["linear"]]
+    given_tensors += [known.inputs["linear"], known.drift["linear"]]
     before = [tensor.clone() for tensor in given_tensors]
-    update.rebuild({"linear": case.weight_OI}, {"linear": case.pruned}, evidence, case.pattern)
+    update.rebuild(known)
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(given_tensors, before, strict=True))
 
 
@@ -316,8 +317,7 @@ def test_only_what_follows_the_dense_model_asks_for_it() -> None:
     others = [LeastSquares(), SparseGPTUpdate(), ADMM(), ALPS(), Reconstruct()]
     assert not any(update.needs.dense for update in others)
     case = Case()
-    bare = replace(case.evidence, drift={})
-    found = LeastSquares().rebuild({"linear": case.weight_OI}, {"linear": case.pruned}, bare, case.pattern)["linear"]
+    found = LeastSquares().rebuild(replace(case.state, drift={}))["linear"]
     assert torch.equal(found.pruned.weight_OI, case.updated(LeastSquares()).pruned.weight_OI)
 
 
@@ -331,7 +331,7 @@ def test_the_mask_of_sparsegpt_leads_to_the_weights_of_sparsegpt(pattern: Patter
     case = Case(pattern=pattern)
     case.x_TI[:, 5] = 0
     pruner = SparseGPT(block_size=block_size)
-    expected = pruner.prune(case.weight_OI, pruner.prepare(case.hessian_II), pattern)
+    expected = pruner.prune(case.state)["linear"]
     # Weights of the step before don't matter.
     case.pruned = Pruned.masking(case.weight_OI + 1, expected.mask_OI)
     found = case.updated(SparseGPTUpdate(block_size=block_size)).pruned
@@ -495,7 +495,7 @@ def test_reconstruction_lowers_the_loss_of_the_block(pattern: Pattern) -> None:
     pruned = trial.pruned(pattern)
     before = {name: linear.weight_OI for name, linear in pruned.items()}
     update = Reconstruct(learning_rate=0.05, epochs=10)
-    found = update.rebuild(trial.dense_OI, pruned, Evidence(trial=trial), pattern)
+    found = update.rebuild(state(trial.dense_OI, pattern, pruned, trial=trial))
     after = {name: linear.pruned.weight_OI for name, linear in found.items()}
     assert trial.loss(after, slice(0, 6)) < 0.85 * trial.loss(before, slice(0, 6))
     for name, linear in found.items():
@@ -511,7 +511,7 @@ def test_reconstruction_lowers_the_loss_of_the_block(pattern: Pattern) -> None:
 def test_reconstruction_goes_through_the_samples_in_their_order() -> None:
     trial = TwoLinears(num_samples=5)
     Reconstruct(batch_size=2, epochs=2).rebuild(
-        trial.dense_OI, trial.pruned(PATTERNS[0]), Evidence(trial=trial), PATTERNS[0]
+        state(trial.dense_OI, PATTERNS[0], trial.pruned(PATTERNS[0]), trial=trial)
     )
     assert trial.seen == [slice(0, 2), slice(2, 4), slice(4, 5)] * 2
 
@@ -520,7 +520,7 @@ def test_reconstruction_is_adam_with_a_rate_that_falls_to_zero() -> None:
     trial, pattern = TwoLinears(num_samples=4), Unstructured(0.5)
     pruned = trial.pruned(pattern)
     update = Reconstruct(learning_rate=0.02, batch_size=1, epochs=2)
-    found = update.rebuild(trial.dense_OI, pruned, Evidence(trial=trial), pattern)
+    found = update.rebuild(state(trial.dense_OI, pattern, pruned, trial=trial))
 
     weight = {name: linear.weight_OI.double() for name, linear in pruned.items()}
     first = {name: torch.zeros_like(w) for name, w in weight.items()}

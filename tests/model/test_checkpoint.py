@@ -34,7 +34,6 @@ from barber import (
     Unstructured,
     UserError,
     Wanda,
-    prune,
 )
 from barber.model import checkpoint as checkpoints
 from barber.model.checkpoint import FOLDER, Checkpoint, Difference, begin
@@ -44,6 +43,7 @@ from barber.runtime.activations import Activations, ActivationStore, Place
 from barber.runtime.precision import Precision
 from tests import tiny
 from tests.cli.running import save_model
+from tests.pruning import prune
 
 CPU = torch.device("cpu")
 FACTS: dict[str, Any] = {"rebuild": {"alpha": 0.1, "rows": (1, 2)}, "pattern": {"n": 2, "m": 4}, "batch_size": None}

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from barber import NM, Barber, Magnitude, SparseGPT, Unstructured, UserError, Wanda, prune
 from barber.model.blocks import main_output
 from barber.model.decoder import Decoder
+from barber.model.driver import Stream
 from barber.model.families import supported
 from barber.runtime.activations import ActivationStore
 from barber.walk.checks import check_architecture
-from barber.walk.passes import Stream
 from tests import tiny
 
 NAMES = list(tiny.CONFIGS)

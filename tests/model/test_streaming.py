@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from barber import NM, Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Unstructured, UserError, Wanda, prune
+from barber import NM, Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Unstructured, UserError, Wanda
 from barber.data.texts import Tokens
 from barber.evals import Agreement, Evaluation, Sample, WindowProtocol
 from barber.evals.cache import model_digest
@@ -30,6 +30,7 @@ from barber.runtime.cache import Cache
 from barber.walk.walk import BlockResult
 from tests import tiny
 from tests.cli.running import save_model
+from tests.pruning import prune
 
 CPU = torch.device("cpu")
 # Of every kind of embedding, head, norm and layer one.

@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from barber import NM, Barber, SparseGPT, Unstructured, Wanda, prune
+from barber import NM, Barber, SparseGPT, Unstructured, Wanda
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.model.decoder import Decoder
 from barber.model.weights import InMemory
 from tests import tiny
+from tests.pruning import prune
 
 # float32 and bfloat16 numbers as the integers of the same bits: 0.0 and -0.0 differ, as do NaNs.
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}

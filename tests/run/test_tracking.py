@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from barber.api import BlockReport
+from barber import BlockReport
 from barber.run.record import RunRecord
 from barber.run.tracking import Tracking, Wandb, figures, point
 from tests.cli.running import barber, record_of, write_inputs

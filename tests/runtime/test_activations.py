@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from barber import Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Unstructured, Wanda, prune
+from barber import Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Unstructured, Wanda
 from barber.evals.forward import Forward
 from barber.evals.placement import placed
 from barber.methods.pruners import Pruner
@@ -21,6 +21,7 @@ from barber.runtime.activations import SETS, ActivationStore, Place
 from barber.runtime.precision import Precision
 from barber.walk.walk import Schedule
 from tests import tiny
+from tests.pruning import prune
 
 CPU = torch.device("cpu")
 GIB = 2**30

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from barber import UserError
 from barber.data.texts import tokenise
-from barber.methods.pruners import Pruned
+from barber.methods.block import Pruned
 from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache, Entry, cache_folder
 from barber.walk.initial import InitialMasks

@@ -26,7 +26,6 @@ from barber import (
     UserError,
     Wanda,
     models,
-    prune,
 )
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
@@ -38,6 +37,7 @@ from barber.runtime.precision import Precision
 from barber.walk.walk import BlockResult, Schedule
 from tests import tiny
 from tests.processes import Outcome, launch
+from tests.pruning import prune
 
 NUM_SAMPLES = 5  # not as many for every process
 ALPHA = 0.9

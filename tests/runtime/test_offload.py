@@ -7,12 +7,13 @@ from functools import cache
 import pytest
 import torch
 
-from barber import NM, Barber, NumericsError, SparseGPT, Unstructured, Wanda, prune
+from barber import NM, Barber, NumericsError, SparseGPT, Unstructured, Wanda
 from barber.methods.pruners import Pruner
 from barber.model.weights import InMemory
 from barber.runtime.offload import Offload
 from barber.walk.walk import BlockResult, Schedule, Walk
 from tests import tiny
+from tests.pruning import prune
 
 CPU = torch.device("cpu")
 TIMEOUT = 30

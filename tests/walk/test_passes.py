@@ -10,14 +10,16 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from barber import Barber, LeastSquares, Reconstruct, Swaps, Unstructured, Wanda, prune
+from barber import Barber, LeastSquares, Reconstruct, Swaps, Unstructured, Wanda
+from barber.methods.block import BlockState, Pruned
 from barber.methods.patterns import Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild import Evidence, Needs, Rebuild, Rebuilt
+from barber.methods.rebuild import Needs, Rebuild, Rebuilt
 from barber.runtime.precision import Precision
 from barber.runtime.tensors import Tensor
 from barber.walk.walk import BlockResult
 from tests import oracles, tiny
+from tests.pruning import prune
+from tests.states import state
 
 PATTERN = Unstructured(0.5)
 STAGES = {
@@ -117,21 +119,21 @@ def rebuilt_slowly(steps: Sequence[Rebuild]) -> tuple[PreTrainedModel, dict[str,
                 gradient_OI = squared_gradients(dense, sparse, block) if step.needs.gradient else {}
                 apart = [[f"{block}.{name}" for name in stage] for stage in stages]
                 for names in together if step.needs.statistic is None else apart:
-                    evidence = Evidence(gradient_OI)
+                    known: dict[str, Any] = {"gradient_OI": gradient_OI}
                     if step.needs.statistic is not None:
                         x, gap = fed_to(sparse, names[0]), gaps(dense, sparse, names[0])
                         drift_II, residual_OI = mean_product(gap, x), {}
                         if names == apart[-1]:  # its output is added to what the block's norm is fed
                             gap = gaps(dense, sparse, f"model.layers.{index}.{NORMS[part]}")
                             residual_OI = dict.fromkeys(names, mean_product(gap, x))
-                        evidence = Evidence(
-                            inputs=dict.fromkeys(names, mean_product(x, x)),
-                            drift=dict.fromkeys(names, drift_II),
-                            residual=residual_OI,
-                        )
+                        known |= {
+                            "inputs": dict.fromkeys(names, mean_product(x, x)),
+                            "drift": dict.fromkeys(names, drift_II),
+                            "residual": residual_OI,
+                        }
                     dense_OI = {name: dense.get_submodule(name).weight.detach() for name in names}
                     before = {name: Pruned(masks[name], sparse.get_submodule(name).weight.detach()) for name in names}
-                    for name, found in step.rebuild(dense_OI, before, evidence, PATTERN).items():
+                    for name, found in step.rebuild(state(dense_OI, PATTERN, before, **known)).items():
                         masks[name] = found.pruned.mask_OI
                         sparse.get_submodule(name).weight.data = found.pruned.weight_OI
     return sparse, masks
@@ -189,10 +191,8 @@ class Restore:
 
     def check(self, pattern: Pattern) -> None: ...
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
-        masked = {name: Pruned.masking(weight_OI, self.masks[name]) for name, weight_OI in dense_OI.items()}
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
+        masked = {name: Pruned.masking(weight_OI, self.masks[name]) for name, weight_OI in block.dense_OI.items()}
         return {name: Rebuilt(one, torch.tensor(0), one.weight_OI) for name, one in masked.items()}
 
 
@@ -227,20 +227,18 @@ class Look:
         """Weights to try."""
         return 1.5 * weight_OI
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
-        trial = evidence.trial
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
+        trial = block.trial
         assert trial is not None
-        other_OI = {name: self.others(linear.weight_OI) for name, linear in pruned.items()}
-        first = next(iter(pruned))
+        other_OI = {name: self.others(linear.weight_OI) for name, linear in block.pruned.items()}
+        first = next(iter(block.pruned))
         self.found[first] = {
             "whole": trial.loss({}, slice(0, trial.num_samples)),
             "part": trial.loss(other_OI, self.samples),
             "one": trial.loss({first: other_OI[first]}, self.samples),
             "gradient": trial.gradient(other_OI, self.samples),
         }
-        return {name: Rebuilt(linear, torch.tensor(0), linear.weight_OI) for name, linear in pruned.items()}
+        return {name: Rebuilt(linear, torch.tensor(0), linear.weight_OI) for name, linear in block.pruned.items()}
 
 
 def test_a_block_that_is_tried_has_the_loss_and_the_gradient_of_autograd() -> None:
@@ -276,12 +274,10 @@ class FollowingLook(Look):
 
     needs: ClassVar[Needs] = Needs(trial=True, dense=True)
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
-        assert evidence.trial is not None
-        self.found[next(iter(pruned))] = evidence.trial.gradient({}, slice(0, evidence.trial.num_samples), follow=0.5)
-        return {name: Rebuilt(linear, torch.tensor(0), linear.weight_OI) for name, linear in pruned.items()}
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
+        assert block.trial is not None
+        self.found[next(iter(block.pruned))] = block.trial.gradient({}, slice(0, block.trial.num_samples), follow=0.5)
+        return {name: Rebuilt(linear, torch.tensor(0), linear.weight_OI) for name, linear in block.pruned.items()}
 
 
 def test_a_block_that_follows_aims_half_way_at_the_dense_models_residual_stream() -> None:

@@ -356,9 +356,9 @@ def test_gradients_are_taken_at_the_dense_weights(
     for schedule, found in seen.items():
         rebuild = Barber.rebuild
 
-        def note(self: Barber, dense: Any, pruned: Any, evidence: Any, pattern: Any, found=found, rebuild=rebuild):
-            found.append(dict(evidence.gradient_OI))
-            return rebuild(self, dense, pruned, evidence, pattern)
+        def note(self: Barber, block: Any, found=found, rebuild=rebuild):
+            found.append(dict(block.gradient_OI))
+            return rebuild(self, block)
 
         with monkeypatch.context() as patch:
             patch.setattr(Barber, "rebuild", note)

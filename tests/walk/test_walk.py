@@ -25,6 +25,7 @@ from barber.methods.pruners import Pruner
 from barber.model.decoder import Decoder
 from barber.walk.walk import BlockResult, LinearResult, Walk
 from tests import oracles, tiny
+from tests.pruning import prune as follow
 
 NUM_SAMPLES = 8
 # Large enough that linears of 32 inputs exchange something in most rows.
@@ -247,7 +248,7 @@ def test_an_interruption_leaves_whole_layers() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prune(
+        follow(
             model, tokens(), pattern=Unstructured(0.5), pruner=Wanda(), rebuild=Barber(alpha=ALPHA), on_block=interrupt
         )
     assert model.training
@@ -296,7 +297,7 @@ def test_the_report_counts_the_zeros_that_are_in_the_model(
 ) -> None:
     model, pattern = tiny.model("llama"), PATTERNS[pattern_name][0]
     seen = []
-    report = prune(
+    report = follow(
         model,
         tokens(),
         pattern=pattern,
@@ -341,9 +342,9 @@ def test_zeros_that_the_dense_model_brought_along_are_counted() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens_BL": torch.full((2, 8), tiny.VOCABULARY)}, r"^tokens_BL holds token id 96, but .* ids 0 to 95$"),
-        ({"tokens_BL": torch.full((2, 8), -1)}, r"^tokens_BL holds token id -1"),
-        ({"tokens_BL": torch.full((2, 65), 3)}, r"^tokens_BL .* 65 tokens, but the model has positions for 64\b"),
+        ({"tokens_NL": torch.full((2, 8), tiny.VOCABULARY)}, r"^tokens_NL holds token id 96, but .* ids 0 to 95$"),
+        ({"tokens_NL": torch.full((2, 8), -1)}, r"^tokens_NL holds token id -1"),
+        ({"tokens_NL": torch.full((2, 65), 3)}, r"^tokens_NL .* 65 tokens, but the model has positions for 64\b"),
         ({"pattern": NM(3, 5)}, r"^pattern\.m must divide the inputs .* which 5 does not divide$"),
         (
             {"pattern": NM(2, 4), "rebuild": Barber(granularity="block")},
@@ -361,7 +362,7 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_changed(
 ) -> None:
     model = tiny.model("llama").train()
     before = state(model)
-    arguments = {"tokens_BL": tokens(), "pattern": Unstructured(0.5), "pruner": Wanda(), "rebuild": Barber()}
+    arguments = {"tokens_NL": tokens(), "pattern": Unstructured(0.5), "pruner": Wanda(), "rebuild": Barber()}
     with pytest.raises(UserError, match=message):
         prune(model, **(arguments | changes))
     assert model.training

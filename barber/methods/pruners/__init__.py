@@ -1,6 +1,6 @@
 """Initial masks: which weights go before anything is rebuilt. One file a method."""
 
-from barber.methods.pruners.base import GradientOf, Pruned, Pruner
+from barber.methods.pruners.base import GradientOf, Pruner
 from barber.methods.pruners.gblm import GBLM
 from barber.methods.pruners.magnitude import Magnitude
 from barber.methods.pruners.random import Random
@@ -9,4 +9,4 @@ from barber.methods.pruners.sparsegpt import SparseGPT
 from barber.methods.pruners.wanda import Wanda
 from barber.methods.pruners.wanda_plus import WandaPlus
 
-__all__ = ["GBLM", "RIA", "GradientOf", "Magnitude", "Pruned", "Pruner", "Random", "SparseGPT", "Wanda", "WandaPlus"]
+__all__ = ["GBLM", "RIA", "GradientOf", "Magnitude", "Pruner", "Random", "SparseGPT", "Wanda", "WandaPlus"]

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from barber.errors import require_not_negative
-from barber.methods.patterns import Pattern
-from barber.methods.pruners.base import GradientOf, Pruned
+from barber.methods.block import BlockState, Pruned
+from barber.methods.pruners.base import GradientOf
 from barber.methods.statistics import InputStatistic, SecondMoment
-from barber.runtime.tensors import Tensor
 
 _SAMPLES_OF_THE_AUTHORS = 128
 
@@ -34,12 +33,12 @@ class GBLM:
     def __post_init__(self) -> None:
         require_not_negative(self, "gradient_scale")
 
-    def prepare(self, mean_I: Tensor) -> Tensor:
-        """The norm of every input: (I,)."""
-        return mean_I.sqrt()
-
-    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
-        assert gradient_OI is not None
+    def prune(self, block: BlockState) -> dict[str, Pruned]:
+        """The lowest scores go, row by row."""
         scale = self.gradient_scale * math.sqrt(_SAMPLES_OF_THE_AUTHORS)
-        score_OI = weight_OI.abs() * (prepared + scale * gradient_OI.sqrt())
-        return Pruned.masking(weight_OI, pattern.prune_rows(score_OI))
+        pruned = {}
+        for name in block.names:
+            weight_OI, norm_I, gradient_OI = block.dense_OI[name], block.inputs[name].sqrt(), block.gradient_OI[name]
+            score_OI = weight_OI.abs() * (norm_I + scale * gradient_OI.sqrt())
+            pruned[name] = Pruned.masking(weight_OI, block.patterns[name].prune_rows(score_OI))
+        return pruned

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from barber.methods.patterns import Pattern
-from barber.methods.pruners.base import GradientOf, Pruned
+from barber.methods.block import BlockState, Pruned
+from barber.methods.pruners.base import GradientOf
 from barber.methods.statistics import InputStatistic
-from barber.runtime.tensors import Tensor
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,10 @@ class Magnitude:
     statistic: ClassVar[type[InputStatistic] | None] = None
     gradient: ClassVar[GradientOf] = None
 
-    def prepare(self, mean: Tensor) -> None:
-        return None
-
-    def prune(self, weight_OI: Tensor, prepared: None, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
-        return Pruned.masking(weight_OI, pattern.prune_whole(weight_OI.abs()))
+    def prune(self, block: BlockState) -> dict[str, Pruned]:
+        """The smallest weights go, linear by linear."""
+        weight_OI, patterns = block.dense_OI, block.patterns
+        return {
+            name: Pruned.masking(weight_OI[name], patterns[name].prune_whole(weight_OI[name].abs()))
+            for name in block.names
+        }

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from barber.methods.patterns import Pattern
-from barber.methods.pruners.base import GradientOf, Pruned
+from barber.methods.block import BlockState, Pruned
+from barber.methods.pruners.base import GradientOf
 from barber.methods.statistics import InputStatistic
 from barber.runtime.tensors import Tensor, as_bytes
 
@@ -28,13 +28,17 @@ class Random:
     statistic: ClassVar[type[InputStatistic] | None] = None
     gradient: ClassVar[GradientOf] = None
 
-    def prepare(self, mean: Tensor) -> None:
-        return None
+    def prune(self, block: BlockState) -> dict[str, Pruned]:
+        """The lowest scores go, row by row."""
+        pruned = {}
+        for name in block.names:
+            score_OI = self._score(block.dense_OI[name])
+            pruned[name] = Pruned.masking(block.dense_OI[name], block.patterns[name].prune_rows(score_OI))
+        return pruned
 
-    def prune(self, weight_OI: Tensor, prepared: None, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
+    def _score(self, weight_OI: Tensor) -> Tensor:
         digest = blake2b(repr((self.seed, tuple(weight_OI.shape))).encode(), digest_size=8)
         digest.update(as_bytes(weight_OI.cpu().contiguous()))
         # Drawn on the CPU: a GPU's generator gives other numbers.
         generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little"))
-        score_OI = torch.rand(weight_OI.shape, generator=generator).to(weight_OI.device)
-        return Pruned.masking(weight_OI, pattern.prune_rows(score_OI))
+        return torch.rand(weight_OI.shape, generator=generator).to(weight_OI.device)

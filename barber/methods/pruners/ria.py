@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 import torch
 
 from barber.errors import UserError
+from barber.methods.block import BlockState, Pruned
 from barber.methods.patterns import NM, Pattern
-from barber.methods.pruners.base import GradientOf, Pruned
+from barber.methods.pruners.base import GradientOf
 from barber.methods.statistics import InputStatistic, SecondMoment
 from barber.runtime.tensors import Tensor, batches
 
@@ -40,16 +41,19 @@ class RIA:
         if self.exponent < 0:
             raise UserError(f"must be at least 0, not {self.exponent}", field="exponent")
 
-    def prepare(self, mean_I: Tensor) -> Tensor:
-        """The norm of every input to the power of a: (I,)."""
-        return mean_I.sqrt() ** self.exponent
+    def prune(self, block: BlockState) -> dict[str, Pruned]:
+        """The lowest scores go, linear by linear."""
+        return {
+            name: self._prune(block.dense_OI[name], block.inputs[name].sqrt() ** self.exponent, block.patterns[name])
+            for name in block.names
+        }
 
-    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
+    def _prune(self, weight_OI: Tensor, importance_I: Tensor, pattern: Pattern) -> Pruned:
         size_OI = weight_OI.abs()
         # Where all weights of a row or a column are zero there is nothing to be large beside.
         rows_O1 = size_OI.sum(dim=1, keepdim=True).clamp(min=1e-30)
         columns_1I = size_OI.sum(dim=0, keepdim=True).clamp(min=1e-30)
-        score_OI = (size_OI / columns_1I + size_OI / rows_O1) * prepared
+        score_OI = (size_OI / columns_1I + size_OI / rows_O1) * importance_I
         if self.permute and isinstance(pattern, NM):
             order_I = permutation(score_OI, pattern)
             mask_OI = torch.empty_like(weight_OI, dtype=torch.bool)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 
 from barber.errors import NumericsError, require_counts, require_not_negative
+from barber.methods.block import BlockState, Pruned, named
 from barber.methods.masks import lowest
 from barber.methods.patterns import NM, Pattern
-from barber.methods.pruners.base import GradientOf, Pruned
+from barber.methods.pruners.base import GradientOf
 from barber.methods.statistics import Hessian, InputStatistic
 from barber.runtime.tensors import Tensor
 
@@ -35,18 +36,19 @@ class SparseGPT:
         require_not_negative(self, "damping")
         require_counts(self, "block_size")
 
-    def prepare(self, hessian_II: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs that are always zero (I,), and the upper Cholesky factor of the inverse damped Hessian (I, I).
+    def prune(self, block: BlockState) -> dict[str, Pruned]:
+        """Column by column; linears that share their inputs share the factor of their Hessian.
 
         Raises:
-            NumericsError: the Hessian cannot be inverted.
+            NumericsError: a Hessian cannot be inverted.
         """
-        return factor_inverse(hessian_II, self.damping, "pruner.damping")
-
-    def prune(
-        self, weight_OI: Tensor, prepared: tuple[Tensor, Tensor], pattern: Pattern, gradient_OI: Tensor | None = None
-    ) -> Pruned:
-        return prune_by_columns(weight_OI, prepared, pattern, self.block_size)
+        pruned = {}
+        for hessian_II, names in block.by_input():
+            with named(names[0]):
+                prepared = factor_inverse(hessian_II.clone(), self.damping, "pruner.damping")
+            for name in names:
+                pruned[name] = prune_by_columns(block.dense_OI[name], prepared, block.patterns[name], self.block_size)
+        return pruned
 
 
 def factor_inverse(hessian_II: Tensor, damping: float, key: str) -> tuple[Tensor, Tensor]:

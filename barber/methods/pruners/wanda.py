@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from barber.methods.patterns import Pattern
-from barber.methods.pruners.base import GradientOf, Pruned
+from barber.methods.block import BlockState, Pruned
+from barber.methods.pruners.base import GradientOf
 from barber.methods.statistics import InputStatistic, SecondMoment
-from barber.runtime.tensors import Tensor
 
 
 @dataclass(frozen=True)
@@ -16,9 +15,10 @@ class Wanda:
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
     gradient: ClassVar[GradientOf] = None
 
-    def prepare(self, mean_I: Tensor) -> Tensor:
-        """The norm of every input: (I,)."""
-        return mean_I.sqrt()
-
-    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
-        return Pruned.masking(weight_OI, pattern.prune_rows(weight_OI.abs() * prepared))
+    def prune(self, block: BlockState) -> dict[str, Pruned]:
+        """The lowest scores go, row by row."""
+        pruned = {}
+        for name in block.names:
+            weight_OI, norm_I = block.dense_OI[name], block.inputs[name].sqrt()
+            pruned[name] = Pruned.masking(weight_OI, block.patterns[name].prune_rows(weight_OI.abs() * norm_I))
+        return pruned

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from barber.errors import require_not_negative
-from barber.methods.patterns import Pattern
-from barber.methods.pruners.base import GradientOf, Pruned
+from barber.methods.block import BlockState, Pruned
+from barber.methods.pruners.base import GradientOf
 from barber.methods.statistics import InputStatistic, SecondMoment
-from barber.runtime.tensors import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,11 @@ class WandaPlus:
     def __post_init__(self) -> None:
         require_not_negative(self, "gradient_scale")
 
-    def prepare(self, mean_I: Tensor) -> Tensor:
-        """The norm of every input: (I,)."""
-        return mean_I.sqrt()
-
-    def prune(self, weight_OI: Tensor, prepared: Tensor, pattern: Pattern, gradient_OI: Tensor | None = None) -> Pruned:
-        assert gradient_OI is not None
-        score_OI = weight_OI.abs() * (prepared + self.gradient_scale * gradient_OI.sqrt())
-        return Pruned.masking(weight_OI, pattern.prune_rows(score_OI))
+    def prune(self, block: BlockState) -> dict[str, Pruned]:
+        """The lowest scores go, row by row."""
+        pruned = {}
+        for name in block.names:
+            weight_OI, norm_I, gradient_OI = block.dense_OI[name], block.inputs[name].sqrt(), block.gradient_OI[name]
+            score_OI = weight_OI.abs() * (norm_I + self.gradient_scale * gradient_OI.sqrt())
+            pruned[name] = Pruned.masking(weight_OI, block.patterns[name].prune_rows(score_OI))
+        return pruned

@@ -12,10 +12,10 @@ import torch
 
 from barber.errors import UserError, require_counts
 from barber.methods import masks
+from barber.methods.block import BlockState, Pruned, Trial
 from barber.methods.metrics import Metric, WeightGradient
 from barber.methods.patterns import NM, Granularity, Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt, Trial
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.runtime.tensors import Tensor
 
 # What `auto` chooses from, ascending: the first one exchanges nothing, and wins where nothing else is better.
@@ -74,19 +74,17 @@ class Barber:
         """The gradient, where the metric does; the block, where that decides how much is exchanged."""
         return Needs(gradient=self.metric.needs_gradient, trial=self.alpha == "auto", passes=self.rounds)
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """Score the weights by the metric, and exchange."""
-        weight_OI = {name: self._weight(dense_OI[name], linear) for name, linear in pruned.items()}
-        gradient_OI = evidence.gradient_OI
-        score_OI = {name: self.metric.score(weight_OI[name], gradient_OI.get(name)) for name in pruned}
-        mask_OI = {name: linear.mask_OI for name, linear in pruned.items()}
+        names, gradient_OI = block.names, block.gradient_OI
+        weight_OI = {name: self._weight(block.dense_OI[name], block.pruned[name]) for name in names}
+        score_OI = {name: self.metric.score(weight_OI[name], gradient_OI.get(name)) for name in names}
+        mask_OI = {name: block.pruned[name].mask_OI for name in names}
         if self.alpha == "auto":
-            assert evidence.trial is not None
-            exchanged = self._tried(weight_OI, score_OI, mask_OI, evidence.trial, pattern)
+            assert block.trial is not None
+            exchanged = self._tried(weight_OI, score_OI, mask_OI, block.trial, block.patterns)
         else:
-            exchanged = self._exchanged(score_OI, mask_OI, pattern, self.alpha)
+            exchanged = self._exchanged(score_OI, mask_OI, block.patterns, self.alpha)
         return {
             name: Rebuilt(Pruned.masking(weight_OI[name], mask_OI), count, score_OI[name])
             for name, (mask_OI, count) in exchanged.items()
@@ -104,7 +102,7 @@ class Barber:
         score_OI: Mapping[str, Tensor],
         mask_OI: Mapping[str, Tensor],
         trial: Trial,
-        pattern: Pattern,
+        patterns: Mapping[str, Pattern],
     ) -> dict[str, _Exchanged]:
         """Exchange as much as serves the block best on the samples held out."""
         held_out = slice(trial.num_samples - max(1, trial.num_samples // 4), trial.num_samples)
@@ -114,10 +112,10 @@ class Barber:
             return trial.loss(masked_OI, held_out).item()
 
         chosen = 0
-        best = self._exchanged(score_OI, mask_OI, pattern, ALPHAS[chosen])
+        best = self._exchanged(score_OI, mask_OI, patterns, ALPHAS[chosen])
         lowest = loss(best)
         for index in range(1, len(ALPHAS)):
-            candidate = self._exchanged(score_OI, mask_OI, pattern, ALPHAS[index])
+            candidate = self._exchanged(score_OI, mask_OI, patterns, ALPHAS[index])
             if (found := loss(candidate)) < lowest:
                 chosen, best, lowest = index, candidate, found
         if self.granularity == "block":
@@ -125,19 +123,23 @@ class Barber:
         for name in mask_OI:
             for index in (chosen - 1, chosen + 1):
                 if 0 <= index < len(ALPHAS):
-                    linear = self._exchanged_linear(score_OI[name], mask_OI[name], pattern, ALPHAS[index])
+                    linear = self._exchanged_linear(score_OI[name], mask_OI[name], patterns[name], ALPHAS[index])
                     candidate = best | {name: linear}
                     if (found := loss(candidate)) < lowest:
                         best, lowest = candidate, found
         return best
 
     def _exchanged(
-        self, score_OI: Mapping[str, Tensor], mask_OI: Mapping[str, Tensor], pattern: Pattern, alpha: float
+        self,
+        score_OI: Mapping[str, Tensor],
+        mask_OI: Mapping[str, Tensor],
+        patterns: Mapping[str, Pattern],
+        alpha: float,
     ) -> dict[str, _Exchanged]:
         """The new masks of a block's linears, given the scores (O, I) and masks (O, I) of each."""
         if self.granularity != "block":
             return {
-                name: self._exchanged_linear(score_OI[name], before_OI, pattern, alpha)
+                name: self._exchanged_linear(score_OI[name], before_OI, patterns[name], alpha)
                 for name, before_OI in mask_OI.items()
             }
         joined_1M, _ = masks.exchange(_joined(score_OI), _joined(mask_OI), alpha)

@@ -4,15 +4,14 @@ Source: Dynamic Sparse No Training, arXiv 2310.08915, section 3.2; where the pap
 implementation decides, but for N:M cells (see `DSnoT`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from barber.errors import require_counts, require_not_negative
+from barber.methods.block import BlockState, Pruned
 from barber.methods.patterns import NM, Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.methods.statistics import Moments
 from barber.runtime.tensors import Tensor
 
@@ -48,16 +47,14 @@ class DSnoT:
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """New masks for a block's linears, each by itself."""
-        cell = pattern.m if isinstance(pattern, NM) else None
         rebuilt = {}
-        for name, linear in pruned.items():
-            weight_OI, moments_3I = dense_OI[name], evidence.inputs[name]
+        for name in block.names:
+            weight_OI, moments_3I, pattern = block.dense_OI[name], block.inputs[name], block.patterns[name]
+            cell = pattern.m if isinstance(pattern, NM) else None
             mask_OI, count_O = exchange_by_sums(
-                weight_OI, moments_3I, linear.mask_OI, self.cycles, self.threshold, cell
+                weight_OI, moments_3I, block.pruned[name].mask_OI, self.cycles, self.threshold, cell
             )
             rebuilt[name] = Rebuilt(Pruned.masking(weight_OI, mask_OI), count_O.sum(), moments_3I)
         return rebuilt

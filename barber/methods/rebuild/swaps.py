@@ -13,7 +13,6 @@ a share f of that drift is made up for: the error is that of W (X + f (X' - X)),
     || r X + f W (X' - X) ||^2 = r^T G r + 2 D r + a constant,  so all of the above holds with c = G r + D.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -21,9 +20,9 @@ import torch
 from torch.nn import functional
 
 from barber.errors import require_counts, require_share
+from barber.methods.block import BlockState, Pruned
 from barber.methods.patterns import NM, Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.methods.statistics import Hessian
 from barber.runtime.tensors import Tensor
 
@@ -62,17 +61,16 @@ class Swaps:
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """New masks for a block's linears, each by itself."""
-        cell = pattern.m if isinstance(pattern, NM) else None
         rebuilt = {}
-        for name, linear in pruned.items():
-            weight_OI, score_SI = dense_OI[name], evidence.inputs[name]
-            offset_OI = evidence.made_up_for(name, weight_OI, self.follow) if self.follow else None
+        for name in block.names:
+            weight_OI, mask_OI, pattern = block.dense_OI[name], block.pruned[name].mask_OI, block.patterns[name]
+            cell = pattern.m if isinstance(pattern, NM) else None
+            score_SI = block.inputs[name]
+            offset_OI = block.made_up_for(name, self.follow) if self.follow else None
             mask_OI, count_O = exchange_exactly(
-                weight_OI, evidence.inputs[name], linear.mask_OI, self.candidates, self.rounds, cell, offset_OI
+                weight_OI, block.inputs[name], mask_OI, self.candidates, self.rounds, cell, offset_OI
             )
             if offset_OI is not None:
                 score_SI = torch.cat([score_SI, offset_OI])

@@ -4,17 +4,16 @@ Boza, "Fast and Effective Weight Update for Pruned Large Language Models", arXiv
 normalisation and the ridge are those of the authors' code. All in float32.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from barber.errors import NumericsError, require_counts, require_not_negative, require_positive
+from barber.methods.block import BlockState, named
 from barber.methods.patterns import Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.methods.statistics import Hessian
-from barber.methods.updates.base import by_input, damped, held, named, normalised
+from barber.methods.updates.base import damped, held, normalised
 from barber.runtime.tensors import Tensor
 
 
@@ -48,23 +47,21 @@ class ADMM:
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """New weights, each linear by itself.
 
         Raises:
             NumericsError: H + rho of the normalised inputs cannot be inverted.
         """
         rebuilt = {}
-        for hessian_II, names in by_input(pruned, evidence.inputs):
+        for hessian_II, names in block.by_input():
             gram_II, norm_I = normalised(hessian_II)
             gram_II = damped(gram_II, self.damping)
             with named(names[0]):
                 inverse_II = self._inverse(gram_II)
             for name in names:
-                mask_OI = pruned[name].mask_OI
-                weight_OI = self._alternate(dense_OI[name] * norm_I, gram_II, inverse_II, mask_OI) / norm_I
+                mask_OI = block.pruned[name].mask_OI
+                weight_OI = self._alternate(block.dense_OI[name] * norm_I, gram_II, inverse_II, mask_OI) / norm_I
                 rebuilt[name] = held(mask_OI, weight_OI)
         return rebuilt
 

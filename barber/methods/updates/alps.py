@@ -3,18 +3,17 @@
 Meng et al., arXiv 2406.07831, algorithm 1 and section 3.3; the rule for the penalty is that of the authors' code.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from barber.errors import NumericsError, require_counts, require_not_negative, require_positive, require_share
 from barber.methods import masks
+from barber.methods.block import BlockState, Pruned, named
 from barber.methods.patterns import NM, Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.methods.statistics import Hessian
-from barber.methods.updates.base import by_input, damped, named, normalised
+from barber.methods.updates.base import damped, normalised
 from barber.methods.updates.least_squares import solve_kept
 from barber.runtime.tensors import Tensor
 
@@ -70,27 +69,27 @@ class ALPS:
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """New masks and weights, each linear by itself.
 
         Raises:
             NumericsError: the Hessian is NaN or infinite.
         """
         rebuilt = {}
-        for hessian_II, names in by_input(pruned, evidence.inputs):
+        for hessian_II, names in block.by_input():
             gram_II = damped(hessian_II, self.damping)
             with named(names[0]):
                 search = _Search.of(gram_II) if self.choose else None
             for name in names:
-                before_OI = pruned[name].mask_OI
-                target_OI = dense_OI[name] @ gram_II
+                before_OI = block.pruned[name].mask_OI
+                target_OI = block.dense_OI[name] @ gram_II
                 if self.follow:
-                    target_OI += evidence.made_up_for(name, dense_OI[name], self.follow)
-                start = Pruned.masking(dense_OI[name], before_OI)
+                    target_OI += block.made_up_for(name, self.follow)
+                start = Pruned.masking(block.dense_OI[name], before_OI)
                 if search is not None:
-                    start = search.run(dense_OI[name], target_OI, before_OI, pattern, self.rho, self.iterations)
+                    start = search.run(
+                        block.dense_OI[name], target_OI, before_OI, block.patterns[name], self.rho, self.iterations
+                    )
                 weight_OI = solve_kept(start.weight_OI, target_OI, gram_II, start.mask_OI, self.steps)
                 num_exchanged = (before_OI & ~start.mask_OI).sum()
                 rebuilt[name] = Rebuilt(Pruned(start.mask_OI, weight_OI), num_exchanged, weight_OI)

@@ -1,32 +1,10 @@
 """What the updates have in common."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-
 import torch
 
-from barber.errors import NumericsError
-from barber.methods.pruners import Pruned
+from barber.methods.block import Pruned
 from barber.methods.rebuild.base import Rebuilt
 from barber.runtime.tensors import Tensor
-
-
-def by_input(names: Iterable[str], inputs: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, list[str]]]:
-    """Every statistic of inputs, and the linears that share it: what costs I^3 is done once for all of them."""
-    groups: dict[int, list[str]] = {}
-    for name in names:
-        groups.setdefault(id(inputs[name]), []).append(name)
-    for group in groups.values():
-        yield inputs[group[0]], group
-
-
-@contextmanager
-def named(linear: str) -> Iterator[None]:
-    """Say which linear a NumericsError is about."""
-    try:
-        yield
-    except NumericsError as error:
-        raise NumericsError(f"{linear}: {error}") from error
 
 
 def damped(gram_II: Tensor, damping: float) -> Tensor:

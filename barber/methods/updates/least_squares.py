@@ -8,17 +8,16 @@ Every row would need an inverse of its own. Conjugate gradients need none: all r
 step one product with H. A few steps from a good start do (as in ALPS, arXiv 2406.07831, section 3.3).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from barber.errors import require_counts, require_not_negative, require_share
+from barber.methods.block import BlockState
 from barber.methods.patterns import Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.methods.statistics import Hessian
-from barber.methods.updates.base import by_input, damped, held
+from barber.methods.updates.base import damped, held
 from barber.runtime.tensors import Tensor
 
 # Of the size of a row's right side, resp. of a direction: what float32 cannot tell from nothing.
@@ -54,18 +53,16 @@ class LeastSquares:
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """New weights, each linear by itself."""
         rebuilt = {}
-        for hessian_II, names in by_input(pruned, evidence.inputs):
+        for hessian_II, names in block.by_input():
             gram_II = damped(hessian_II, self.damping)
             for name in names:
-                mask_OI, target_OI = pruned[name].mask_OI, dense_OI[name] @ gram_II
+                mask_OI, target_OI = block.pruned[name].mask_OI, block.dense_OI[name] @ gram_II
                 if self.follow:
-                    target_OI += evidence.made_up_for(name, dense_OI[name], self.follow)
-                weight_OI = solve_kept(pruned[name].weight_OI, target_OI, gram_II, mask_OI, self.steps)
+                    target_OI += block.made_up_for(name, self.follow)
+                weight_OI = solve_kept(block.pruned[name].weight_OI, target_OI, gram_II, mask_OI, self.steps)
                 rebuilt[name] = held(mask_OI, weight_OI)
         return rebuilt
 

@@ -3,17 +3,16 @@
 "A Free Lunch in LLM Compression", arXiv 2510.14444: AdamW on the squared error of an attention or MLP block's output.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from barber.errors import require_counts, require_positive, require_share
+from barber.methods.block import BlockState
 from barber.methods.patterns import Pattern
-from barber.methods.pruners import Pruned
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.methods.updates.base import held
-from barber.runtime.tensors import Tensor, batches
+from barber.runtime.tensors import batches
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,19 @@ class Reconstruct:
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """New weights of all linears of the block."""
-        trial = evidence.trial
+        trial = block.trial
         assert trial is not None
-        weight_OI = {name: linear.weight_OI.clone() for name, linear in pruned.items()}
+        weight_OI = {name: block.pruned[name].weight_OI.clone() for name in block.names}
         steps = [*batches(trial.num_samples, self.batch_size)] * self.epochs
         optimiser = torch.optim.AdamW(weight_OI.values(), lr=self.learning_rate, weight_decay=0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / len(steps))
         for samples in steps:
             _, gradient_OI = trial.gradient(weight_OI, samples, self.follow)
-            for name, linear in pruned.items():
+            for name in block.names:
                 # A weight whose gradient has always been zero does not move.
-                weight_OI[name].grad = gradient_OI[name].masked_fill(linear.mask_OI, 0)
+                weight_OI[name].grad = gradient_OI[name].masked_fill(block.pruned[name].mask_OI, 0)
             optimiser.step()
             schedule.step()
-        return {name: held(linear.mask_OI, weight_OI[name].detach()) for name, linear in pruned.items()}
+        return {name: held(block.pruned[name].mask_OI, weight_OI[name].detach()) for name in block.names}

@@ -3,17 +3,15 @@
 Frantar and Alistarh, arXiv 2301.00774, algorithm 1, less its choice of the mask. All in float32.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from barber.errors import require_counts, require_not_negative
+from barber.methods.block import BlockState, named
 from barber.methods.patterns import Pattern
-from barber.methods.pruners import Pruned
 from barber.methods.pruners.sparsegpt import factor_inverse, prune_by_columns
-from barber.methods.rebuild.base import Evidence, Needs, Rebuilt
+from barber.methods.rebuild.base import Needs, Rebuilt
 from barber.methods.statistics import Hessian
-from barber.methods.updates.base import by_input, held, named
-from barber.runtime.tensors import Tensor
+from barber.methods.updates.base import held
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,18 @@ class SparseGPTUpdate:
     def check(self, pattern: Pattern) -> None:
         """Every pattern is allowed."""
 
-    def rebuild(
-        self, dense_OI: Mapping[str, Tensor], pruned: Mapping[str, Pruned], evidence: Evidence, pattern: Pattern
-    ) -> dict[str, Rebuilt]:
+    def rebuild(self, block: BlockState) -> dict[str, Rebuilt]:
         """New weights, each linear by itself.
 
         Raises:
             NumericsError: a Hessian cannot be inverted.
         """
         rebuilt = {}
-        for hessian_II, names in by_input(pruned, evidence.inputs):
+        for hessian_II, names in block.by_input():
             with named(names[0]):
                 prepared = factor_inverse(hessian_II.clone(), self.damping, "update.sparsegpt.damping")
             for name in names:
-                mask_OI = pruned[name].mask_OI
-                updated = prune_by_columns(dense_OI[name], prepared, mask_OI, self.block_size)
+                mask_OI = block.pruned[name].mask_OI
+                updated = prune_by_columns(block.dense_OI[name], prepared, mask_OI, self.block_size)
                 rebuilt[name] = held(mask_OI, updated.weight_OI)
         return rebuilt

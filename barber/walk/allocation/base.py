@@ -1,7 +1,6 @@
 """What an allocation of sparsity to linears is, and what it may look at."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,12 +10,12 @@ from transformers import PreTrainedModel
 from barber.errors import UserError
 from barber.methods.patterns import NM, Pattern
 from barber.model.decoder import Decoder
+from barber.model.driver import Driver
 from barber.model.weights import Weights
 from barber.runtime.activations import ActivationStore
 from barber.runtime.distributed import ALONE, Ranks
 from barber.runtime.precision import Arithmetic
-from barber.runtime.products import fast_linears
-from barber.runtime.tensors import Tensor, in_float32
+from barber.runtime.tensors import Tensor
 
 Watch = Callable[[int, int], None]
 
@@ -57,19 +56,10 @@ class Setting:
         """How many weights are to be pruned."""
         return int(sum(self.sizes.values()) * self.sparsity)
 
-    @contextmanager
-    def onloaded(self, index: int) -> Iterator[dict[str, Tensor]]:
-        """A layer on the device, its linears as they are computed with; nothing that they are given here is kept.
-
-        Gives the linears' dense weights in float32, by name.
-        """
-        layer = Decoder(self.model).layers[index]
-        with self.weights.resident(index, self.device), in_float32(layer.tensors, self.device):
-            dense_OI = {linear.name: linear.weight_OI for linear in layer.linears}
-            for linear in layer.linears:
-                linear.assign(dense_OI[linear.name], self.arithmetic.dtype)
-            with fast_linears([linear.module for linear in layer.linears], self.device):
-                yield dense_OI
+    @property
+    def driver(self) -> Driver:
+        """Shows the dense layers, one at a time; nothing that their linears are given is kept."""
+        return Driver(self.model, self.weights, self.device, self.arithmetic)
 
 
 class Allocation(Protocol):

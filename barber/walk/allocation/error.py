@@ -101,21 +101,20 @@ def _measure_layer(
 ) -> list[Curve]:
     """The curves of a layer's blocks; `outputs` is room for what they give when dense."""
     layer, checks = surveyed.layer, FiniteChecks(setting.ranks)
-    with setting.arithmetic():
-        for batch, call in surveyed.calls():
-            done: list[Tensor] = []
-            for number in range(len(layer.blocks)):
-                done.append(layer.run_block(number, call, done)[1])
-                outputs[number][batch] = done[-1]
+    for batch, call in surveyed.calls():
+        done: list[Tensor] = []
+        for number in range(len(layer.blocks)):
+            done.append(layer.run_block(number, call, done)[1])
+            outputs[number][batch] = done[-1]
     counts: list[list[int]] = []
     errors: list[Tensor] = []
     for number, block in enumerate(layer.blocks):
         for sparsity in sparsities:
             pruned = {linear.name: int(linear.weight_OI.numel() * sparsity) for linear in block.linears}
             counts.append([number, sum(pruned.values())])
-            for linear in block.linears:  # put back by nobody: from here on the block only answers
-                linear.assign(_pruned(surveyed, linear.name, pruned[linear.name]), setting.arithmetic.dtype)
-            errors.append(_sum_of_errors(setting, surveyed, outputs, number))
+            pruned_OI = {name: _pruned(surveyed, name, size) for name, size in pruned.items()}
+            with block.using(pruned_OI, setting.arithmetic):
+                errors.append(_sum_of_errors(setting, surveyed, outputs, number))
             checks.order({f"{layer.name}.{block.name}: the error at sparsity {sparsity:.2f}": errors[-1]})
     total_P = setting.ranks.all_reduce_sum(torch.stack(errors)) / setting.tokens_NL.numel()
     checks.require()
@@ -137,14 +136,13 @@ def _sum_of_errors(setting: Setting, surveyed: Surveyed, outputs: Sequence[Activ
     Block `number` has the weights that it has now, the others answer what they give when dense.
     """
     total = torch.zeros((), dtype=torch.float64, device=setting.device)
-    with setting.arithmetic():
-        for batch, call in surveyed.calls():
-            done = [kept[batch] for kept in outputs]
-            done[number] = surveyed.layer.run_block(number, call, done[:number])[1]
-            dense_BLD = surveyed.after[batch].float()
-            difference_BLD = surveyed.layer.finish(call, done).float() - dense_BLD
-            size_BL = dense_BLD.square().sum(dim=-1).clamp(min=1e-30)
-            total += (difference_BLD.square().sum(dim=-1) / size_BL).sum(dtype=torch.float64)
+    for batch, call in surveyed.calls():
+        done = [kept[batch] for kept in outputs]
+        done[number] = surveyed.layer.run_block(number, call, done[:number])[1]
+        dense_BLD = surveyed.after[batch].float()
+        difference_BLD = surveyed.layer.finish(call, done).float() - dense_BLD
+        size_BL = dense_BLD.square().sum(dim=-1).clamp(min=1e-30)
+        total += (difference_BLD.square().sum(dim=-1) / size_BL).sum(dtype=torch.float64)
     return total
 
 

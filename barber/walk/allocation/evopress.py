@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ import torch
 
 from barber.errors import UserError, require_counts
 from barber.methods import masks
-from barber.model.blocks import Layer
 from barber.model.decoder import Decoder, LayerInputs
+from barber.model.driver import Turn, outside_of_layers
 from barber.runtime.activations import Activations
 from barber.runtime.tensors import Tensor, batches, moved
 from barber.walk.allocation.base import Allocation, Setting, Watch, rounded
@@ -192,38 +193,32 @@ class Round:
         """What the last layer gives for the samples with the masks of each candidate, one after the other."""
         setting, num_samples = self._setting, len(self._tokens_NL)
         hidden = setting.store.empty(len(candidates) * num_samples, *inputs.hidden.shape[1:])
-        for index, layer in enumerate(self._decoder.layers):
-            with setting.onloaded(index), setting.arithmetic():
-                index_OI = {linear.name: self._index_OI[linear.name].to(setting.device) for linear in layer.linears}
-                for k, levels in enumerate(candidates):
-                    with self._masked(layer, levels, index_OI):
-                        for batch in batches(num_samples, setting.batch_size):
-                            place = slice(k * num_samples + batch.start, k * num_samples + batch.stop)
-                            x_BLD = hidden[place] if index else inputs.hidden[batch]
-                            hidden[place] = layer.run(inputs.call(index, x_BLD))
+
+        def run(turn: Turn) -> None:
+            index_OI = {name: self._index_OI[name].to(setting.device) for name in turn.dense_OI}
+            for k, levels in enumerate(candidates):
+                with turn.layer.using(self._masked(turn.dense_OI, levels, index_OI), setting.arithmetic):
+                    for batch in batches(num_samples, setting.batch_size):
+                        place = slice(k * num_samples + batch.start, k * num_samples + batch.stop)
+                        x_BLD = hidden[place] if turn.index else inputs.hidden[batch]
+                        hidden[place] = turn.layer.run(inputs.call(turn.index, x_BLD))
+
+        deque(setting.driver.each(run), maxlen=0)
         return hidden
 
-    @contextmanager
-    def _masked(self, layer: Layer, levels: Levels | None, index_OI: Mapping[str, Tensor]) -> Iterator[None]:
-        """The layer with the masks of a candidate; dense without one."""
-        dense = [linear.module.weight.data for linear in layer.linears]
-        level = dict(zip(self._names, levels or (), strict=levels is not None))
-        try:
-            for linear in layer.linears if level else []:
-                pruned_OI = index_OI[linear.name] <= level[linear.name]
-                linear.assign(linear.weight_OI.masked_fill(pruned_OI, 0), linear.weight_OI.dtype)
-            yield
-        finally:
-            for linear, weight in zip(layer.linears, dense, strict=True):
-                linear.module.weight.data = weight
+    def _masked(
+        self, dense_OI: Mapping[str, Tensor], levels: Levels | None, index_OI: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """The weights of a layer with the masks of a candidate; dense without one."""
+        if levels is None:
+            return dense_OI
+        level = dict(zip(self._names, levels, strict=True))
+        return {name: weight_OI.masked_fill(index_OI[name] <= level[name], 0) for name, weight_OI in dense_OI.items()}
 
     @contextmanager
     def _head_onloaded(self) -> Iterator[None]:
         """What lies around the layers on the device, as it is stored."""
-        model = self._setting.model
-        inside = {id(tensor) for layer in self._decoder.layers for tensor in layer.tensors}
-        outside = [tensor for tensor in [*model.parameters(), *model.buffers()] if id(tensor) not in inside]
-        with moved(outside, self._setting.device):
+        with moved(outside_of_layers(self._setting.model), self._setting.device):
             yield
 
     def _log_probabilities(self, hidden: Activations, place: int, number: int) -> Tensor:

@@ -1,15 +1,17 @@
 """A pass over the dense model: each of its layers on what it is fed there, with the scores of its weights."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from barber.methods.pruners import Wanda
-from barber.methods.statistics import SecondMoment, observing_inputs
+from barber.methods.statistics import SecondMoment
 from barber.model.blocks import Call, Layer
 from barber.model.decoder import Decoder, LayerInputs
+from barber.model.driver import Turn
+from barber.model.observing import observing_inputs
 from barber.runtime.activations import Activations
 from barber.runtime.numerics import FiniteChecks
 from barber.runtime.tensors import Tensor, batches
@@ -59,18 +61,22 @@ def survey(setting: Setting, look: Callable[[Surveyed], None]) -> None:
         tokens_NL = setting.tokens_NL[setting.ranks.share(num_samples)]
         inputs = decoder.inputs(tokens_NL, setting.batch_size, setting.store)
         before, after = inputs.hidden, setting.store.empty(*inputs.hidden.shape)
-        for index, layer in enumerate(decoder.layers):
+
+        def show(turn: Turn) -> None:
+            nonlocal before, after
+            index, layer = turn.index, turn.layer
             modules = {linear.name: linear.module for linear in layer.linears}
-            with setting.onloaded(index) as dense_OI:
-                with observing_inputs(modules, partial(SecondMoment, num_samples)) as statistics, setting.arithmetic():
-                    for batch in batches(len(tokens_NL), setting.batch_size):
-                        hidden_BLD = layer.run(inputs.call(index, before[batch]))
-                        checks.order({f"{layer.name}: its output": hidden_BLD})
-                        after[batch] = hidden_BLD
-                means_I = {id(statistic): statistic.value(setting.ranks) for statistic in statistics.values()}
-                mean_I = {name: means_I[id(statistic)] for name, statistic in statistics.items()}
-                checks.order({f"{name}: its input": mean for name, mean in mean_I.items()})
-                checks.require()
-                norm_I = {name: Wanda().prepare(mean) for name, mean in mean_I.items()}
-                look(Surveyed(index, layer, dense_OI, norm_I, inputs, before, after, setting.batch_size))
+            with observing_inputs(modules, partial(SecondMoment, num_samples)) as statistics:
+                for batch in batches(len(tokens_NL), setting.batch_size):
+                    hidden_BLD = layer.run(inputs.call(index, before[batch]))
+                    checks.order({f"{layer.name}: its output": hidden_BLD})
+                    after[batch] = hidden_BLD
+            means_I = {id(statistic): statistic.value(setting.ranks) for statistic in statistics.values()}
+            mean_I = {name: means_I[id(statistic)] for name, statistic in statistics.items()}
+            checks.order({f"{name}: its input": mean for name, mean in mean_I.items()})
+            checks.require()
+            norm_I = {name: mean.sqrt() for name, mean in mean_I.items()}
+            look(Surveyed(index, layer, turn.dense_OI, norm_I, inputs, before, after, setting.batch_size))
             before, after = after, before
+
+        deque(setting.driver.each(show), maxlen=0)

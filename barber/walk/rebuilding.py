@@ -1,0 +1,147 @@
+"""The rebuilding of a block's masks, step by step; each step sees the block as the one before left it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from barber.methods.block import BlockState, Pruned
+from barber.methods.patterns import Pattern
+from barber.methods.rebuild import Needs, Rebuild
+from barber.model.blocks import Block
+from barber.model.driver import Stream
+from barber.runtime.tensors import Tensor
+from barber.walk.comparison import Compared, Comparison
+from barber.walk.passes import Passes, Seen
+from barber.walk.selection import Selection
+from barber.walk.trial import BlockTrial
+from barber.walk.work import LayerWork, Stage
+
+
+@dataclass
+class Exchanged:
+    """The linears of a block with their rebuilt masks, and the pairs that each exchanged: (), int64."""
+
+    final: dict[str, Pruned]
+    num_exchanged: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rebuilding:
+    """Takes the steps of a rebuilding, one block after the other.
+
+    Args:
+        steps: in order, each as often as it wants to be taken.
+        patterns: what the masks look like, by linear.
+        selection: of the initial masks, where a block has none yet (`interleaved`).
+        dense: the stream of the dense model, where a step asks for it.
+    """
+
+    steps: Sequence[Rebuild]
+    patterns: Mapping[str, Pattern]
+    passes: Passes
+    selection: Selection | None
+    dense: Stream | None
+
+    def rebuild(self, work: LayerWork, block: Block, stream: Stream) -> tuple[Exchanged, list[Tensor]]:
+        """Rebuild the masks of the layer's next block.
+
+        Returns the linears with their new masks, and the block's losses with the initial and the rebuilt masks.
+        """
+        passes = self.passes
+        compared = self._compare(work, block, stream)
+        if self.dense is not None:
+            passes.finish_dense(work, block, self.dense)
+        loss_before_N = compared.loss_N
+        exchanged = Exchanged({linear.name: work.initial[linear.name] for linear in block.linears}, {})
+        compared_anew = False
+        for number, step in enumerate(self.steps):
+            needs = step.needs
+            if needs.gradient and number > 0:
+                compared = Comparison(passes, work, block, stream, with_gradient=True).of_current()
+                compared_anew = True
+            trial = BlockTrial(passes, work, block, stream, self.dense) if needs.trial else None
+            if needs.statistic is None:
+                names = [linear.name for linear in block.linears]
+                self._take(step, work, block, self._state(work, block, names, compared, Seen({}), trial), exchanged)
+                continue
+            for stage in compared.stages:
+                seen = self._look(needs, work, block, stage, stream, compared.last)
+                state = self._state(work, block, stage.names, compared, seen, trial)
+                self._take(step, work, block, state, exchanged)
+        loss_after_N = loss_before_N
+        # What is in the stream then are outputs with the masks in between, even where the last step led back.
+        if compared_anew or self._has_changed(work, block):
+            loss_after_N = passes.finish(work, block, stream)
+        work.rebuilt += 1
+        losses = [passes.mean(loss_before_N), passes.mean(loss_after_N)]
+        passes.checks.order({f"{work.layer.name}.{block.name}: the loss with the rebuilt mask": losses[1]})
+        return exchanged, losses
+
+    def _compare(self, work: LayerWork, block: Block, stream: Stream) -> Compared:
+        """The block with its initial masks against the dense one; chosen first where it has none."""
+        comparison = Comparison(self.passes, work, block, stream, self.steps[0].needs.gradient)
+        selection = self.selection
+        if selection is None:
+            return comparison.of_current()
+        return comparison.of_initial(
+            lambda: selection.observing(block.linears, stop=not self.passes.keep_graphs),
+            lambda statistics: selection.prune_block(work, block, statistics),
+        )
+
+    def _look(
+        self, needs: Needs, work: LayerWork, block: Block, stage: Stage, stream: Stream, last: str | None
+    ) -> Seen:
+        """What a step wants to know of the inputs of a stage's linears."""
+        assert needs.statistic is not None
+        if not needs.dense:
+            seen = self.passes.look_at_inputs(work, block, stage, stream, needs.statistic)
+        else:
+            assert self.dense is not None
+            writes = last if work.adds_outputs and stage.names == [last] else None
+            seen = self.passes.look_at_both(work, block, stage, stream, self.dense, needs.statistic, writes)
+        for names in stage.inputs:
+            self.passes.checks.order({f"{names[0]}: its input": seen.inputs[names[0]]})
+        return seen
+
+    def _state(
+        self,
+        work: LayerWork,
+        block: Block,
+        names: Sequence[str],
+        compared: Compared,
+        seen: Seen,
+        trial: BlockTrial | None,
+    ) -> BlockState:
+        """The block as a step sees it when it is the turn of some of its linears."""
+        every = [linear.name for linear in block.linears]
+        return BlockState(
+            names,
+            {name: work.dense_OI[name] for name in every},
+            {name: self.patterns[name] for name in every},
+            {name: work.current[name] for name in every},
+            seen.inputs,
+            compared.gradient_OI,
+            seen.drift,
+            seen.residual,
+            trial,
+        )
+
+    def _take(self, step: Rebuild, work: LayerWork, block: Block, state: BlockState, exchanged: Exchanged) -> None:
+        """Take a step, whose masks and weights are those of the block from now on."""
+        with self.passes.stopwatch("exchange"):
+            rebuilt = step.rebuild(state)
+        self.passes.checks.order({f"{name}: the score": found.score for name, found in rebuilt.items()})
+        for name, found in rebuilt.items():
+            work.current[name] = exchanged.final[name] = found.pruned
+            before = exchanged.num_exchanged.get(name)
+            exchanged.num_exchanged[name] = found.num_exchanged if before is None else before + found.num_exchanged
+
+    def _has_changed(self, work: LayerWork, block: Block) -> bool:
+        """Whether the block's weights are others than those of the initial masks, whose outputs are there already.
+
+        A small model exchanges nothing in most of its blocks where the ratio is small. A GPU is not asked.
+        """
+        names = [linear.name for linear in block.linears]
+        same = (torch.equal(work.current[name].weight_OI, work.initial[name].weight_OI) for name in names)
+        return self.passes.device.type != "cpu" or not all(same)
