@@ -176,7 +176,8 @@ class Walk:
             hidden = inputs.hidden
 
             def room() -> list[Activations]:
-                return [shelf.empty(*hidden.shape) for _ in decoder.layers[0].blocks]
+                most_blocks = max(len(layer.blocks) for layer in decoder.layers)
+                return [shelf.empty(*hidden.shape) for _ in range(most_blocks)]
 
             def copied() -> Stream:
                 stream = Stream(inputs, shelf.empty(*hidden.shape), self.batch_size, room())
