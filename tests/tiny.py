@@ -3,9 +3,11 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from barber.model.families import family_of
+
 VOCABULARY = 96
 
-_WIDTHS = {
+WIDTHS = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -36,8 +38,8 @@ CONFIGS: dict[str, dict[str, object]] = {
     "gemma3_text": {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 7},
     "glm": {"head_dim": 8},
     "gpt2": _GPT2_WIDTHS,
-    "gpt_neox": {"num_key_value_heads": None},
-    "gpt_neox/sequential": {"num_key_value_heads": None, "use_parallel_residual": False},
+    "gpt_neox": {},
+    "gpt_neox/sequential": {"use_parallel_residual": False},
     "granite": {"residual_multiplier": 0.3, "attention_multiplier": 0.2, "embedding_multiplier": 4.0},
     "helium": {"head_dim": 8},
     "llama": {},
@@ -59,13 +61,21 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 
 
+def _descriptions() -> list[str]:
+    names: list[str] = []
+    for name in sorted(CONFIGS, key=lambda name: name != "llama"):
+        own = family_of(config(name)) not in [family_of(config(other)) for other in names]
+        if own or "/" in name:
+            names.append(name)
+    return names
+
+
 def config(name: str = "llama", **changes: object):
     """The tiny config of a family, or of a variant of it."""
     model_type = name.split("/")[0]
     own = CONFIGS[name]
-    widths = {} if model_type == "gpt2" else _WIDTHS
-    settings = {key: value for key, value in (widths | own | changes).items() if value is not None}
-    return AutoConfig.for_model(model_type, **settings)
+    widths = {} if model_type == "gpt2" else WIDTHS
+    return AutoConfig.for_model(model_type, **widths | own | changes)
 
 
 def model(name: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -84,3 +94,7 @@ def model(name: str = "llama", seed: int = 0, **changes: object) -> PreTrainedMo
 def tokens(num_samples: int = 6, length: int = 16, seed: int = 1, vocabulary: int = VOCABULARY) -> torch.Tensor:
     """Random token ids (N, L)."""
     return torch.randint(3, vocabulary, (num_samples, length), generator=torch.Generator().manual_seed(seed))
+
+
+#: One name for every description of a family that differs, and all variants; the other families are look-alikes.
+DESCRIPTIONS = _descriptions()

@@ -1,4 +1,4 @@
-"""A decoder layer cut open at its two residual branches, the blocks: self-attention and MLP.
+"""A decoder layer cut open at its residual branches, the blocks: nearly always self-attention and MLP.
 
 A block can be run by itself on captured inputs, with dense or sparse weights and with gradients. What lies around the
 blocks (norms, residuals, their order) is left to the layer's own forward: it runs with the blocks' modules answering
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from barber.model.families import Heads, Role
 from barber.runtime.offload import Offload
 from barber.runtime.precision import Arithmetic
 from barber.runtime.products import fast_linears
@@ -22,10 +23,17 @@ from barber.runtime.tensors import Tensor, converted, replaced_forward
 
 @dataclass(frozen=True)
 class Linear:
-    """A prunable linear: nn.Linear, or GPT-2's Conv1D, whose weight is stored transposed."""
+    """A prunable linear: nn.Linear, or GPT-2's Conv1D, whose weight is stored transposed.
+
+    Args:
+        roles: what it is for, in the order of its rows; more than one if it is fused, none if nothing is known of it.
+        interleaved: whether the rows of its roles take turns; `barber.model.roles.part` tells them apart.
+    """
 
     name: str
     module: nn.Linear | Conv1D
+    roles: tuple[Role, ...] = ()
+    interleaved: bool = False
 
     @property
     def weight_OI(self) -> Tensor:
@@ -75,11 +83,21 @@ class Call:
 
 @dataclass
 class Block:
-    """One residual branch of a decoder layer: a chain of modules, nearly always a chain of one."""
+    """One residual branch of a decoder layer: a chain of modules, nearly always a chain of one.
+
+    Args:
+        linears: those that may be pruned.
+        heads: of the model's attention.
+        norm: its output is all that the block is fed, and feeds nothing but blocks; parallel blocks have one together.
+        others: by role, modules that are no prunable linears: router, experts.
+    """
 
     name: str
     modules: list[nn.Module]
     linears: list[Linear]
+    heads: Heads
+    norm: nn.Module | None = None
+    others: dict[Role, nn.Module] = field(default_factory=dict)
     # How many more values the last module returns beside the output (attention weights), once it has run.
     _extras: int | None = field(default=None, repr=False)
     # Whether it returns the tokens of all samples in one row (OPT's MLP).

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from barber.model.blocks import Block, Call, Layer, Linear
@@ -46,7 +46,7 @@ class Decoder:
         family = family_of(model.config)
         modules: nn.ModuleList = attrgetter(family.layers)(model)
         self.model = model
-        self.layers = [_open(module, f"{family.layers}.{i}", family) for i, module in enumerate(modules)]
+        self.layers = [_open(module, f"{family.layers}.{i}", family, model.config) for i, module in enumerate(modules)]
 
     @property
     def linears(self) -> list[Linear]:
@@ -127,23 +127,23 @@ class Decoder:
         return seen
 
 
-def _open(module: nn.Module, name: str, family: Family) -> Layer:
-    return Layer(
-        name,
-        module,
-        [
-            _block(module, name, "attention", family.attention),
-            _block(module, name, "mlp", family.mlp),
-        ],
-    )
-
-
-def _block(layer: nn.Module, layer_name: str, name: str, chain: tuple[str, ...]) -> Block:
-    modules = [attrgetter(path)(layer) for path in chain]
-    linears = [
-        Linear(".".join(part for part in (layer_name, path, inner) if part), module)
-        for path, root in zip(chain, modules, strict=True)
-        for inner, module in root.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    ]
-    return Block(name, modules, linears)
+def _open(layer: nn.Module, name: str, family: Family, config: PreTrainedConfig) -> Layer:
+    """A layer, cut open at those of its family's blocks that it has."""
+    inside = dict(layer.named_modules(remove_duplicate=False))
+    heads, norms = family.heads_of(config), family.norms_of(config)
+    blocks: list[Block] = []
+    for block_name, chain in family.blocks.items():
+        if not all(path in inside for path in chain):
+            continue
+        block = Block(block_name, [inside[path] for path in chain], [], heads)
+        if block_name in norms:
+            block.norm = inside.get(norms[block_name], blocks[-1].norm if blocks else None)
+        modules = {path: module for root in chain for path, module in inside[root].named_modules(prefix=root)}
+        for path, module in modules.items():
+            roles = family.roles_of(path)
+            if isinstance(module, nn.Linear | Conv1D) and family.is_pruned(path):
+                block.linears.append(Linear(f"{name}.{path}", module, roles, path in family.interleaved))
+            else:
+                block.others.update(dict.fromkeys(roles, module))
+        blocks.append(block)
+    return Layer(name, layer, blocks)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from barber.methods.statistics import InputStatistic, MeanSquaredGradient
-from barber.model.blocks import Block, Call
+from barber.model.blocks import Block, Call, Linear
 from barber.model.driver import Stream
+from barber.model.families import PHASES
 from barber.model.observing import AllFed, observing_outputs
 from barber.runtime.tensors import Tensor, by_sample
 from barber.walk.passes import Passes
@@ -146,7 +147,7 @@ class Comparison:
                 squared = self._squared.setdefault(name, MeanSquaredGradient(passes.num_samples))
                 squared.add(by_sample(x.to(gradient.dtype), num_samples), by_sample(gradient, num_samples))
         if not self._stages:
-            self._stages = _stages(observed)
+            self._stages = _stages(self.block, observed)
             ends = (name for name, (_, y) in observed.items() if y.data_ptr() == y_dense.data_ptr())
             self._last = next(ends, None)
         self._loss_N.append(loss_B.detach())
@@ -167,9 +168,22 @@ class Comparison:
         return Compared(self._stages, self._last, self._loss_N, gradient_OI)
 
 
-def _stages(observed: Observed) -> list[Stage]:
-    """The linears that share an input, in the order in which they ran."""
+def _stages(block: Block, observed: Observed) -> list[Stage]:
+    """The linears that share an input, in the order in which they ran; those together that the family knows to be fed
+    before any of them has answered.
+    """
     inputs: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
     for name, (x, _) in observed.items():
         inputs.setdefault((x.data_ptr(), x.shape, x.stride()), []).append(name)
-    return [Stage([names]) for names in inputs.values()]
+    phases = {linear.name: _phase(linear) for linear in block.linears}
+    if None in phases.values():
+        return [Stage([names]) for names in inputs.values()]
+    stages: dict[int | None, Stage] = {}
+    for names in inputs.values():
+        stages.setdefault(phases[names[0]], Stage([])).inputs.append(names)
+    return list(stages.values())
+
+
+def _phase(linear: Linear) -> int | None:
+    """When the linear is fed, by its roles; None where that is not known."""
+    return next((phase for phase, roles in enumerate(PHASES) if set(linear.roles) & set(roles)), None)

@@ -1,3 +1,3 @@
 """Gemma 3, text only: as Gemma 2, with rotary tables that differ by the layer's attention."""
 
-from barber.model.families.llama import FAMILY as FAMILY
+from barber.model.families.gemma2 import FAMILY as FAMILY

@@ -1,3 +1,7 @@
 """OLMo 2: norms after each block instead of before it."""
 
-from barber.model.families.llama import FAMILY as FAMILY
+from dataclasses import replace
+
+from barber.model.families.llama import FAMILY as LLAMA
+
+FAMILY = replace(LLAMA, norms={})
