@@ -225,3 +225,12 @@ def test_another_number_of_processes_is_another_run(tokens: Path, tmp_path: Path
     arguments = command(tokens, tmp_path / "out")
     launch(under_torchrun.run_barber_up_to_layer, 0, *arguments, size=2, folder=tmp_path)
     assert "processes: 2 there, 1 here" in complaint(barber(*arguments))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+def test_threads_are_those_of_all_processes(streaming: bool, tokens: Path, tmp_path: Path) -> None:
+    """With others than the leader's, a process adds up in another order and chooses other masks."""
+    arguments = command(tokens, tmp_path / "out", "threads=2", f"engine.streaming={streaming}")
+    outcomes = launch(under_torchrun.threads_of_barber, *arguments, size=2, folder=tmp_path / "said")
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert [outcome.result for outcome in outcomes] == [2, 2]

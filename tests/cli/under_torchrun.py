@@ -15,6 +15,14 @@ def run_barber(*arguments: str) -> None:
     cli.main()
 
 
+def threads_of_barber(*arguments: str) -> int:
+    """How many threads torch has in this process after `barber ARGUMENTS`."""
+    run_barber(*arguments)
+    import torch
+
+    return torch.get_num_threads()
+
+
 def run_barber_with_a_late_leader(*arguments: str) -> None:
     if os.environ["RANK"] == "0":
         time.sleep(1)

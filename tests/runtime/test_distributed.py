@@ -25,12 +25,12 @@ from barber import (
     Unstructured,
     UserError,
     Wanda,
-    models,
 )
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.methods.rebuild import Rebuild
 from barber.methods.statistics import Hessian, InputStatistic, MeanSquaredGradient, SecondMoment
+from barber.model import sources as models
 from barber.model.sources import RandomModel
 from barber.runtime.distributed import ALONE, Ranks, joined, local_device
 from barber.runtime.precision import Precision
