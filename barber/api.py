@@ -13,8 +13,9 @@ from barber.errors import UserError
 from barber.methods.patterns import Exactly, Pattern, Unstructured
 from barber.methods.pruners import Pruner
 from barber.methods.rebuild import Rebuild
-from barber.model.checkpoint import Checkpoint, Difference
+from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
+from barber.model.difference import Difference
 from barber.model.weights import InMemory, Weights
 from barber.runtime.activations import DENSE_SETS, SETS, ActivationStore, Place
 from barber.runtime.distributed import Ranks

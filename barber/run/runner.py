@@ -11,23 +11,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from filelock import BaseFileLock
 from transformers import PreTrainedModel
 
 from barber.api import BlockReport, Report, allocate, fitting_batch_size, prune
 from barber.errors import BarberError, within
 from barber.evals.cache import ResultCache
 from barber.methods.patterns import Pattern, Unstructured
-from barber.model.checkpoint import FOLDER, Checkpoint, Difference, begin, holds_layers, require_idle
+from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
+from barber.model.difference import Difference
 from barber.model.engine import SOURCE
 from barber.model.sources import skeleton
 from barber.model.weights import Stage, Weights
 from barber.run import display
+from barber.run.claim import FOLDER, begin, holds_layers, require_idle
 from barber.run.experiment import Experiment
 from barber.run.export import MaskFile, model_card
 from barber.run.identity import counting, digest_of
@@ -99,7 +102,7 @@ class _Run:
     folder: Path
     ranks: Ranks
     checkpoint: Checkpoint | None = None
-    lock: IO[str] | None = None
+    lock: BaseFileLock | None = None
     opened: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -139,7 +142,7 @@ class _Run:
             log.warning("The checkpoint is not complete: %s", error)
         finally:
             if self.lock is not None:
-                self.lock.close()
+                self.lock.release()
             if self.opened:
                 shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
 
