@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from barber.methods.rebuild import Barber, DSnoT, Swaps
     from barber.methods.updates import ADMM, ALPS, LeastSquares, Reconstruct, SparseGPTUpdate
     from barber.model.engine import Engine
-    from barber.model.sources import Packaged, Pretrained, RandomModel
+    from barber.model.gguf import Packaged
+    from barber.model.sources import Pretrained, RandomModel
     from barber.run.compare import Comparison, compare
     from barber.run.export import HuggingFaceFolder, MaskFile
     from barber.run.tracking import Wandb
@@ -97,7 +98,8 @@ _ROOMS = {
     "evals.evaluation": ("evaluation",),
     "run.export": ("HuggingFaceFolder", "MaskFile"),
     "methods.metrics": ("Gradient", "Weight", "WeightGradient"),
-    "model.sources": ("Packaged", "Pretrained", "RandomModel"),
+    "model.gguf": ("Packaged",),
+    "model.sources": ("Pretrained", "RandomModel"),
     "methods.patterns": ("NM", "Unstructured"),
     "runtime.precision": ("Precision",),
     "methods.pruners": ("GBLM", "RIA", "Magnitude", "Random", "SparseGPT", "Wanda", "WandaPlus"),

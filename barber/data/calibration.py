@@ -25,6 +25,7 @@ from barber.data.texts import (
 )
 from barber.errors import UserError
 from barber.runtime.cache import Cache
+from barber.runtime.files import written_whole
 from barber.runtime.tensors import Tensor
 
 
@@ -251,17 +252,13 @@ def save_samples(samples: CalibrationSet, path: Path) -> None:
             if torch.equal(read_token_file(str(path)), samples.tokens_NL):
                 return
         raise UserError(f"must not be a file with other samples in it, but there is {path}; choose another", "save")
-    unfinished = path.with_name(f".{path.name}.unfinished")
     about = {"source": samples.source, "seed": str(samples.seed), "digest": samples.digest}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"tokens": samples.tokens_NL.contiguous()}, unfinished, metadata=about)
-        unfinished.replace(path)
+        with written_whole(path) as unfinished:
+            save_file({"tokens": samples.tokens_NL.contiguous()}, unfinished, metadata=about)
     except (OSError, SafetensorError) as error:
         raise UserError(f"must be a file that can be written; {error}", field="save") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 def _check_windows(nsamples: int, seqlen: int, save: str | None) -> None:

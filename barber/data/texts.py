@@ -19,6 +19,7 @@ from barber.data import wikipedia
 from barber.data.datasets import DataSet, kind_of, open_text, read_column
 from barber.errors import UserError
 from barber.runtime.cache import Cache, Entry
+from barber.runtime.files import written_whole
 from barber.runtime.tensors import Tensor
 
 log = logging.getLogger("barber")
@@ -236,7 +237,8 @@ def _kept(entry: Entry, make: Callable[[], Tensor]) -> Tensor:
     def make_and_keep() -> Tensor:
         tokens_T = make()
         try:
-            save_file({"tokens": tokens_T}, file)
+            with written_whole(file) as unfinished:
+                save_file({"tokens": tokens_T}, unfinished)
             entry.complete()
         except (OSError, SafetensorError) as error:
             log.warning("The token ids are not kept for other runs: %s", error)

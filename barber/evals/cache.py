@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from barber.model.weights import InMemory, Weights
 from barber.runtime.cache import Cache, Entry
+from barber.runtime.files import written_whole
 from barber.runtime.tensors import Tensor
 
 log = logging.getLogger("barber")
@@ -50,10 +51,12 @@ def keep(entry: Entry, results: dict[str, Any], tensors: dict[str, Tensor] | Non
     """Complete an entry; a full disk costs the entry and not the run."""
     try:
         kept = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), "results": results}
-        (entry.folder / "results.json").write_text(json.dumps(kept, indent=2), encoding="utf-8")
+        with written_whole(entry.folder / "results.json") as unfinished:
+            unfinished.write_text(json.dumps(kept, indent=2), encoding="utf-8")
         if tensors is not None:
             whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(whole, entry.folder / "reference.safetensors")
+            with written_whole(entry.folder / "reference.safetensors") as unfinished:
+                save_file(whole, unfinished)
             size = sum(tensor.nbytes for tensor in whole.values()) / 2**20
             log.info("The dense model's outputs are kept for later runs, %.0f MiB in %s.", size, entry.folder)
         entry.complete()

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from barber.model.decoder import Decoder
-from barber.model.weights import InMemory, Streamed, Weights
+from barber.model.stream import Streamed
+from barber.model.weights import InMemory, Weights
 from barber.runtime.tensors import Tensor, moved, replaced_forward
 
 Placement = Literal["auto", "whole", "layers"]

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from barber.model.checkpoint import Checkpoint
 from barber.model.sources import ModelSource, skeleton
-from barber.model.weights import InMemory, Streamed, Weights, opened
+from barber.model.stream import Streamed, opened
+from barber.model.weights import InMemory, Weights
 from barber.runtime.activations import Place
 from barber.runtime.memory import physical_memory
 

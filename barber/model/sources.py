@@ -1,17 +1,13 @@
-"""Where models come from: the hub, a local folder, a package, or a random tiny one.
+"""Where models come from: the hub, a local folder, a package (see `gguf`), or a random tiny one.
 
 Every source gives its config first, which is cheap, so that a run is checked before any weight is read.
 """
 
 import copy
-import logging
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,6 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,11 +31,8 @@ from transformers import (
 )
 
 from barber.errors import UserError
-from barber.runtime.cache import cache_folder
 from barber.runtime.hub import offline_if_unreachable
 from barber.runtime.tensors import Tensor
-
-log = logging.getLogger("barber")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -172,62 +166,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """A GGUF model inside installed Python packages, converted once and kept as a Hugging Face folder.
-
-    The conversion takes half a minute; its result goes to `BARBER_CACHE`, by default ~/.cache/barber.
-
-    Args:
-        package: name of the Python package.
-        file: the GGUF file in it.
-        install: the command that installs the package, for the error message.
-        parts: PACKAGE/FILE in the order in which they make up the GGUF file, where a registry's limit on a package's
-            size has it cut; None: it is whole in `package`.
-    """
-
-    package: str
-    file: str
-    install: str
-    parts: Sequence[str] | None = None
-
-    def __str__(self) -> str:
-        return Path(self.file).stem
-
-    def config(self) -> PreTrainedConfig:
-        return self._folder().config()
-
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return self._folder().tokenizer()
-
-    def load(self) -> PreTrainedModel:
-        return self._folder().load()
-
-    def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
-        return self._folder().folder(scratch)
-
-    def _folder(self) -> Pretrained:
-        parts = [self._find(part) for part in self.parts or [f"{self.package}/{self.file}"]]
-        size = sum(part.stat().st_size for part in parts)
-        folder = cache_folder() / "models" / f"{Path(self.file).stem}-{size}"
-        if not folder.exists():
-            if missing := [name for name in ("accelerate", "gguf") if find_spec(name) is None]:
-                raise UserError(
-                    f'is a GGUF model and needs {missing[0]}, install it with: pip install "llm-barber[demo]"',
-                    field="package",
-                )
-            _convert_gguf(parts, Path(self.file).name, folder)
-        return Pretrained(str(folder), local=True)
-
-    def _find(self, part: str) -> Path:
-        package, _, file = part.partition("/")
-        spec = find_spec(package)
-        places = (spec.submodule_search_locations if spec else None) or []
-        if found := next((path for place in places if (path := Path(place) / file).is_file()), None):
-            return found
-        raise UserError(f"needs the Python package {package}, install it with: {self.install}", field="package")
-
-
-@dataclass(frozen=True)
 class RandomModel:
     """A model with random weights and a tokenizer of single bytes, for tests and for trying a configuration.
 
@@ -271,7 +209,7 @@ class RandomModel:
 
     def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
         scratch.mkdir(parents=True, exist_ok=True)
-        _save(self.load(), scratch)
+        save(self.load(), scratch)
         return scratch, None
 
 
@@ -285,17 +223,15 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 def hollow(config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
     """The model of a config with its weights on the meta device and its buffers (rotary tables) in memory."""
-    register = nn.Module.register_parameter
 
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        on_meta = None if parameter is None else nn.Parameter(parameter.data.to("meta"), requires_grad=False)
-        register(module, name, on_meta)
+    def to_meta(_: nn.Module, __: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(parameter.data.to("meta"), requires_grad=False)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    registration = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        registration.remove()
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -326,46 +262,7 @@ def save_configs(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _save(model: PreTrainedModel, folder: Path) -> None:
+def save(model: PreTrainedModel, folder: Path) -> None:
     """Write a model; `save_pretrained` would do so in the first of several processes only."""
     save_file(untied(model), folder / "model.safetensors", {"format": "pt"})
     save_configs(model, folder)
-
-
-def _convert_gguf(parts: Sequence[Path], name: str, folder: Path) -> None:
-    """Dequantise a GGUF file into a Hugging Face folder, which appears whole or not at all.
-
-    Args:
-        parts: the file, or the pieces it was cut into.
-        name: what it is called.
-        folder: where the model goes.
-    """
-    log.info("Converting %s to %s, once; this takes half a minute.", name, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.unfinished-"))
-    try:
-        gguf = parts[0] if len(parts) == 1 else _joined(parts, unfinished / name)
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        model.hf_quantizer = None  # the weights are plain floats now; with it save_pretrained refuses
-        del model.config.quantization_config
-        model.config._name_or_path = Path(name).stem
-        _save(model, unfinished)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
-        if len(parts) > 1:
-            gguf.unlink()
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.exists():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _joined(parts: Sequence[Path], file: Path) -> Path:
-    with file.open("wb") as whole:
-        for part in parts:
-            with part.open("rb") as piece:
-                shutil.copyfileobj(piece, whole)
-    return file

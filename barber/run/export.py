@@ -1,9 +1,6 @@
 """What a run leaves of the pruned model: a Hugging Face folder, or the masks alone."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from barber.errors import UserError
-from barber.model.checkpoint import Difference
+from barber.model.difference import Difference
 from barber.model.weights import Weights
+from barber.runtime.files import folder_written_whole, sweep, written_whole
 from barber.runtime.tensors import Tensor
 
 
@@ -30,16 +28,13 @@ class HuggingFaceFolder:
 
     def save(self, weights: Weights, tokenizer: PreTrainedTokenizerBase | None, card: str, out: Path) -> Path:
         """Write the folder, whole or not at all; returns it."""
-        folder = out / "model"
-
-        def write(unfinished: Path) -> None:
+        sweep(out)  # after a run that was killed here
+        with folder_written_whole(out / "model") as unfinished:
             weights.write(unfinished)
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
-
-        _write_whole(folder, write)
-        return folder
+        return out / "model"
 
 
 @dataclass(frozen=True)
@@ -60,13 +55,9 @@ class MaskFile:
     def save(self, masks: dict[str, Tensor], out: Path) -> Path:
         """Write the file, whole or not at all; returns it."""
         path = out / "masks.safetensors"
-        unfinished = out / ".masks.safetensors.unfinished"
-        try:
+        sweep(out)  # after a run that was killed here
+        with written_whole(path) as unfinished:
             save_file(masks, unfinished)
-            unfinished.chmod(0o666 & ~_umask())
-            unfinished.rename(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
         return path
 
 
@@ -100,25 +91,3 @@ other weights: the folder is as large and the model as fast as the dense one unl
 {config_yaml.rstrip()}
 ```
 """
-
-
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    for left in folder.parent.glob(f".{folder.name}.unfinished-*"):  # by a run that was killed here
-        shutil.rmtree(left)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.unfinished-"))
-    try:
-        write(unfinished)
-        # mkdtemp and safetensors give their work to the owner alone; others on the machine may want the model
-        unfinished.chmod(0o777 & ~_umask())
-        for file in unfinished.iterdir():
-            file.chmod(0o666 & ~_umask())
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,7 +1,6 @@
 """The record of a run: everything that is needed to trust its figures, as JSON, written atomically."""
 
 import json
-import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+
+from barber.runtime.files import written_whole
 
 FILE = "record.json"
 _PACKAGES = (
@@ -68,12 +69,8 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write record.json, whole or not at all."""
-        unfinished = folder / f".{FILE}.unfinished"
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=2, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(folder / FILE)
+        with written_whole(folder / FILE) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
 
     def finish(self, status: Literal["success", "failed"], folder: Path) -> None:
         """Close the record."""

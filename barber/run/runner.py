@@ -9,21 +9,24 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from filelock import BaseFileLock
 from transformers import PreTrainedModel
 
 from barber.errors import within
 from barber.methods.patterns import Pattern, Unstructured
-from barber.model.checkpoint import FOLDER, Checkpoint, Difference, begin, holds_layers, require_idle
+from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
+from barber.model.difference import Difference
 from barber.model.engine import SOURCE
 from barber.model.sources import skeleton
 from barber.model.weights import Stage, Weights
 from barber.run import display
+from barber.run.claim import FOLDER, begin, holds_layers, require_idle
 from barber.run.experiment import Experiment
 from barber.run.export import MaskFile, model_card
 from barber.run.identity import counting, digest_of
@@ -86,7 +89,7 @@ class _Run:
     folder: Path
     ranks: Ranks
     checkpoint: Checkpoint | None = None
-    lock: IO[str] | None = None
+    lock: BaseFileLock | None = None
     opened: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -124,7 +127,7 @@ class _Run:
             log.warning("The checkpoint is not complete: %s", error)
         finally:
             if self.lock is not None:
-                self.lock.close()
+                self.lock.release()
             if self.opened:
                 shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
 

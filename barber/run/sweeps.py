@@ -3,7 +3,6 @@
 Every job adds a line to `jobs.jsonl` in the sweep's folder; the folder collects the jobs of all sweeps of its name.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from rich.table import Table
@@ -21,6 +20,7 @@ from rich.table import Table
 from barber.errors import BarberError, UserError
 from barber.run.display import console, headline
 from barber.run.record import FILE, RunRecord, successful
+from barber.runtime.locks import locked
 
 log = logging.getLogger("barber")
 
@@ -93,19 +93,13 @@ def free_gpu() -> Iterator[str | None]:
             # By its identity: what a process calls number 0 may be another GPU than another process's number 0.
             identity = torch.cuda.get_device_properties(index).uuid
             path = Path(tempfile.gettempdir()) / f"barber-gpu-{identity}-{os.getuid()}.lock"
-            with path.open("w") as lock:
-                if _locked(lock):
+            if (lock := locked(path)) is not None:
+                try:
                     yield f"cuda:{index}"
-                    return
+                finally:
+                    lock.release()
+                return
         time.sleep(1)
-
-
-def _locked(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def objective(results: Mapping[str, Any], key: str) -> float:

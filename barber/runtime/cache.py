@@ -3,7 +3,6 @@
 An entry is a folder of files and, written last, `facts.json`: what the entry depends on, whose hash is its name.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -13,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from barber.errors import UserError
+from barber.runtime.files import sweep, written_whole
+from barber.runtime.locks import SharedLock
 
 log = logging.getLogger("barber")
 
@@ -82,26 +83,28 @@ class Entry:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock_file(self.folder).open("w")
+            lock = _lock(self.folder, what)
         except OSError:
             yield False
             return
-        with lock:
-            while not (complete := self._complete_under(lock, what)):
-                _flock(lock, fcntl.LOCK_EX, what)
-                if not self.is_complete:
-                    break
-            if complete:
-                with suppress(OSError):
-                    os.utime(self.folder / _COMPLETE)
-            self.folder.mkdir(exist_ok=True)
-            yield complete
+        while True:
+            with lock.reading():
+                if self.is_complete:
+                    with suppress(OSError):
+                        os.utime(self.folder / _COMPLETE)
+                    yield True
+                    return
+            with lock.writing():
+                if not self.is_complete:  # as it may be by now
+                    self.folder.mkdir(exist_ok=True)
+                    sweep(self.folder)
+                    yield False
+                    return
 
     def complete(self) -> None:
         """Its files are written: let other runs use them. To be called by whoever holds it."""
-        unfinished = self.folder / f".{_COMPLETE}.unfinished"
-        unfinished.write_text(json.dumps(self.facts, indent=2), encoding="utf-8")
-        unfinished.replace(self.folder / _COMPLETE)
+        with written_whole(self.folder / _COMPLETE) as unfinished:
+            unfinished.write_text(json.dumps(self.facts, indent=2), encoding="utf-8")
         _make_room(int(self.cache.max_gib * 2**30), self.folder)
 
     def discard(self) -> None:
@@ -123,25 +126,10 @@ class Entry:
             self.discard()
         return make()
 
-    def _complete_under(self, lock: IO[str], what: str) -> bool:
-        """Whether the entry is complete, which it then stays until the lock, shared with other readers, is given up."""
-        _flock(lock, fcntl.LOCK_SH, what)
-        return self.is_complete
 
-
-def _flock(lock: IO[str], kind: int, what: str) -> None:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("Waiting for %s, which another run computes.", what)
-        fcntl.flock(lock, kind)
-
-
-def _lock_file(entry: Path) -> Path:
+def _lock(entry: Path, what: str = "") -> SharedLock:
     """Beside the entries: a lock has to outlive the folder that it is about."""
-    folder = entry.parent.parent / _LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{entry.parent.name}-{entry.name}"
+    return SharedLock(entry.parent.parent / _LOCKS / f"{entry.parent.name}-{entry.name}", what)
 
 
 def _make_room(max_bytes: int, own: Path) -> None:
@@ -162,11 +150,8 @@ def _make_room(max_bytes: int, own: Path) -> None:
 
 
 def _removed(entry: Path) -> bool:
-    with _lock_file(entry).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        (entry / _COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(entry, ignore_errors=True)
-        return True
+    with _lock(entry).writing_at_once() as alone:
+        if alone:
+            (entry / _COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(entry, ignore_errors=True)
+        return alone

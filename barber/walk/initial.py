@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from barber.methods.block import Pruned
-from barber.model.checkpoint import packed
+from barber.model.difference import packed
+from barber.runtime.files import PutInPlaceLater, written_beside, written_whole
 from barber.runtime.tensors import Tensor
 
 log = logging.getLogger("barber")
@@ -33,6 +34,7 @@ class InitialMasks:
 
     folder: Path
     complete: bool
+    _later: PutInPlaceLater = field(default_factory=PutInPlaceLater, repr=False)
     _failed: bool = False
 
     def read(self, index: int, dense_OI: Mapping[str, Tensor]) -> dict[str, Pruned]:
@@ -58,13 +60,10 @@ class InitialMasks:
             tensors[f"mask.{name}"] = packed(pruned.mask_OI)
             if not torch.equal(pruned.weight_OI, Pruned.masking(dense_OI[name], pruned.mask_OI).weight_OI):
                 tensors[f"weight.{name}"] = pruned.weight_OI.cpu().contiguous()
-        unfinished = self._file(index).with_suffix(".unfinished")
-        try:
-            save_file(tensors, unfinished)
-            unfinished.replace(self._file(index))
-        except (OSError, SafetensorError) as error:
-            log.warning("The initial masks are not kept for other runs: %s", error)
-            self._failed = True
+        with self._at_the_cost_of_a_warning():
+            with written_beside(self._file(index)) as unfinished:
+                save_file(tensors, unfinished)
+            self._later.order([(unfinished, self._file(index))])
 
     @property
     def seconds(self) -> float | None:
@@ -76,12 +75,22 @@ class InitialMasks:
 
     def took(self, seconds: float) -> None:
         """Keep what it took to compute them: the times of runs that know them are not those of the method."""
-        with suppress(OSError):
-            self._seconds.write_text(json.dumps(seconds), encoding="utf-8")
+        with suppress(OSError), written_whole(self._seconds) as unfinished:
+            unfinished.write_text(json.dumps(seconds), encoding="utf-8")
 
     def has_all(self, num_layers: int) -> bool:
-        """Whether every layer has its file."""
+        """Whether every layer has its file, on the disk."""
+        with self._at_the_cost_of_a_warning():
+            self._later.wait()
         return all(self._file(index).is_file() for index in range(num_layers))
+
+    @contextmanager
+    def _at_the_cost_of_a_warning(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            log.warning("The initial masks are not kept for other runs: %s", error)
+            self._failed = True
 
     @property
     def _seconds(self) -> Path:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.methods.rebuild import Rebuild
-from barber.model.checkpoint import Checkpoint, Difference
+from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
+from barber.model.difference import Difference
 from barber.model.weights import InMemory, Weights
 from barber.runtime.activations import DENSE_SETS, SETS, ActivationStore, Place
 from barber.runtime.precision import Precision

@@ -33,7 +33,8 @@ from barber.model.blocks import Layer
 from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
 from barber.model.sources import hollow
-from barber.model.weights import InMemory, Streamed, Weights
+from barber.model.stream import Streamed
+from barber.model.weights import InMemory, Weights
 from barber.runtime.memory import keep_freed_memory
 from barber.runtime.precision import Precision
 from barber.runtime.products import fast_linears

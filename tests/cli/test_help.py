@@ -14,7 +14,7 @@ import yaml
 import barber as package
 from barber.methods.patterns import Unstructured
 from barber.methods.pruners import Magnitude, SparseGPT, Wanda
-from barber.model.sources import Packaged
+from barber.model.gguf import Packaged
 from barber.run import runner
 from barber.run.experiment import Experiment
 from tests.cli.running import barber

@@ -9,17 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -32,33 +29,34 @@ from barber import (
     SparseGPT,
     Swaps,
     Unstructured,
-    UserError,
     Wanda,
 )
 from barber.model import checkpoint as checkpoints
-from barber.model.checkpoint import FOLDER, Checkpoint, Difference, begin
+from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
-from barber.model.weights import InMemory, Streamed, Weights, opened
+from barber.model.difference import Difference
+from barber.model.stream import Streamed, opened
+from barber.model.weights import InMemory, Weights
 from barber.runtime.activations import Activations, ActivationStore, Place
+from barber.runtime.files import PutInPlaceLater
 from barber.runtime.precision import Precision
 from tests import tiny
 from tests.cli.running import save_model
 from tests.pruning import prune
 
 CPU = torch.device("cpu")
-FACTS: dict[str, Any] = {"rebuild": {"alpha": 0.1, "rows": (1, 2)}, "pattern": {"n": 2, "m": 4}, "batch_size": None}
 OPTIONS: dict[str, Any] = {"pattern": Unstructured(0.5), "pruner": Wanda(), "rebuild": Barber(alpha=0.9)}
 
 both = pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
 
 
-class AtOnce:
-    """The writer without a thread of its own: every step comes at its place."""
+class AtOnce(Executor):
+    """No thread of its own: every step comes at its place."""
 
-    def submit(self, function: Callable[..., None], *arguments: Any) -> "Future[None]":
-        done: Future[None] = Future()
+    def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> "Future[Any]":
+        done: Future[Any] = Future()
         try:
-            done.set_result(function(*arguments))
+            done.set_result(function(*arguments, **named))
         except Exception as error:
             done.set_exception(error)
         return done
@@ -83,7 +81,7 @@ def saved(name: str, folder: Path, **changes: Any) -> PreTrainedModel:
 def run(source: Path, folder: Path, streamed: bool, scratch: Path | None = None, **options: Any) -> Outcome:
     """Prune the model in `source` with its finished layers in `folder`; goes on with those that are there."""
     config = AutoConfig.from_pretrained(source)
-    checkpoint = Checkpoint(folder, config.num_hidden_layers, _writer=AtOnce())  # type: ignore[arg-type]
+    checkpoint = Checkpoint(folder, config.num_hidden_layers, _later=PutInPlaceLater(AtOnce()))
     weights: Weights
     if streamed:
         model, files = opened(config, source, None)
@@ -242,8 +240,8 @@ def test_half_written_files_of_a_killed_run_do_no_harm(streamed: bool, tmp_path:
     folder.mkdir()
     for index in (0, 1):
         for name in ("layer", "activations", "pruned"):
-            (folder / f".{name}-{index:05d}.safetensors.unfinished").write_bytes(b"half")
-        (folder / f".layer-{index:05d}.json.unfinished").write_text("[{")
+            (folder / f".{name}-{index:05d}.safetensors.abc.unfinished").write_bytes(b"half")
+        (folder / f".layer-{index:05d}.json.abc.unfinished").write_text("[{")
     assert_the_same(run(tmp_path / "model", folder, streamed), expected)
 
 
@@ -315,50 +313,6 @@ def test_a_checkpoint_is_all_that_the_function_call_needs(tmp_path: Path) -> Non
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.state_dict().items())
 
 
-# Where the initially pruned weights differ
-
-
-@st.composite
-def weights(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A dense weight (O, I) and two masks of it."""
-    shape = draw(st.integers(1, 9)), draw(st.integers(1, 11))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    masks = [torch.rand(shape, generator=generator) < draw(st.floats(0, 1)) for _ in range(2)]
-    return torch.randn(shape, generator=generator), masks[0], masks[1]
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    drawn=weights(),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    transposed=st.booleans(),
-    reconstructs=st.booleans(),
-)
-def test_a_difference_leads_from_the_final_weight_to_the_initial_one_and_back(
-    drawn: tuple[torch.Tensor, torch.Tensor, torch.Tensor], dtype: torch.dtype, transposed: bool, reconstructs: bool
-) -> None:
-    from barber.model.weights import _put
-
-    weight_OI, initial_mask_OI, final_mask_OI = drawn
-    weight_OI = weight_OI.to(dtype).float()
-    initial_OI = weight_OI.masked_fill(initial_mask_OI, 0) * (1.5 if reconstructs else 1)
-    final_OI = weight_OI.masked_fill(final_mask_OI, 0)
-    difference = Difference.between((initial_mask_OI, initial_OI), (final_mask_OI, final_OI), dtype)
-    assert difference.values_K.dtype == dtype
-    if not reconstructs:
-        assert len(difference.places_K) == int((initial_OI.view(torch.int32) != final_OI.view(torch.int32)).sum())
-
-    stored = final_OI.to(dtype).T.contiguous() if transposed else final_OI.to(dtype)
-    stored_OI = stored.T if transposed else stored  # as GPT-2 has it, a view of the module's own
-    back = _put(stored_OI, difference)
-    assert torch.equal(stored_OI, initial_OI.to(dtype))
-    _put(stored_OI, back)
-    assert torch.equal(stored_OI, final_OI.to(dtype))
-    for bits, mask_OI in ((difference.initial, initial_mask_OI), (difference.final, final_mask_OI)):
-        unpacked = np.unpackbits(bits.numpy(), count=mask_OI.numel()).reshape(mask_OI.shape)
-        assert np.array_equal(unpacked == 1, mask_OI.numpy())
-
-
 # The streams
 
 
@@ -394,172 +348,3 @@ def test_one_stream_under_two_names_is_on_disk_once(tmp_path: Path) -> None:
     fresh = stream("device", 5, torch.float32, tmp_path, seed=9)
     Checkpoint(tmp_path, 2).restore({"pruned": fresh, "rebuilt": fresh}, 2, 5)
     assert torch.equal(fresh[0:5], only[0:5])
-
-
-# Beginning and taking over
-
-
-def interrupted(folder: Path, facts: dict[str, Any] = FACTS, layers: int = 1) -> Path:
-    """The folder of a run that was killed."""
-    lock, source = begin(folder, facts, may_resume=False)
-    assert source is None
-    for index in range(layers):
-        (folder / FOLDER / f"layer-{index:05d}.json").write_text("[]")
-    lock.close()
-    return folder
-
-
-def test_a_fresh_folder_gets_the_settings_and_a_lock(tmp_path: Path) -> None:
-    lock, source = begin(tmp_path / "new" / "run", FACTS, may_resume=True)
-    with lock:
-        assert source is None
-        assert sorted(path.name for path in (tmp_path / "new" / "run" / FOLDER).iterdir()) == ["lock", "settings.json"]
-
-
-def test_the_same_settings_go_on(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run")
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.close()
-    assert source == tmp_path / "run"
-
-
-@pytest.mark.parametrize("may_resume", [True, False])
-@pytest.mark.parametrize("facts", [FACTS, FACTS | {"batch_size": 4}], ids=["the same", "other settings"])
-def test_a_run_that_was_killed_in_its_first_layer_is_in_nobodys_way(
-    facts: dict[str, Any], may_resume: bool, tmp_path: Path
-) -> None:
-    interrupted(tmp_path / "run", layers=0)
-    lock, source = begin(tmp_path / "run", facts, may_resume)
-    lock.close()
-    assert source is None
-    assert json.loads((tmp_path / "run" / FOLDER / "settings.json").read_text()) == json.loads(json.dumps(facts))
-
-
-def test_other_settings_are_refused_by_key_with_both_values_and_nothing_is_lost(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run" / FOLDER).iterdir()}
-    other = FACTS | {"rebuild": {"alpha": 0.2, "rows": (1, 2)}, "batch_size": 4}
-    with pytest.raises(UserError) as refusal:
-        begin(tmp_path / "run", other, may_resume=True)
-    sentence = str(refusal.value)
-    assert "(batch_size: None there, 4 here, rebuild.alpha: 0.1 there, 0.2 here)" in sentence
-    assert sentence.startswith("hydra.run.dir holds an unfinished run with other settings")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / FOLDER).iterdir()} == before
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.close()
-    assert source == tmp_path / "run"
-
-
-@pytest.mark.parametrize("facts", [{}, {"pattern": None}, {"pattern": 3}, {"pattern": {"n": 2, "m": 4, "k": 1}}])
-def test_settings_that_one_of_them_lacks_are_told_too(facts: dict[str, Any], tmp_path: Path) -> None:
-    interrupted(tmp_path / "run")
-    rest = {key: value for key, value in FACTS.items() if key != "pattern"}
-    with pytest.raises(UserError, match=r"\(pattern(\.[nmk])?: "):
-        begin(tmp_path / "run", rest | facts, may_resume=True)
-
-
-def test_without_leave_to_resume_an_unfinished_run_is_refused(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run")
-    with pytest.raises(UserError, match="holds an unfinished run; resume=auto goes on with it"):
-        begin(tmp_path / "run", FACTS, may_resume=False)
-
-
-def test_a_run_that_is_still_going_on_is_refused(tmp_path: Path) -> None:
-    lock, _ = begin(tmp_path / "run", FACTS, may_resume=True)
-    with lock, pytest.raises(UserError, match="is the folder of a run that is still going on"):
-        begin(tmp_path / "run", FACTS, may_resume=True)
-    begin(tmp_path / "run", FACTS, may_resume=True)[0].close()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
-def test_settings_that_cannot_be_read_are_those_of_no_run(content: str, tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", layers=0)
-    (tmp_path / "run" / FOLDER / "settings.json").write_text(content)
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.close()
-    assert source is None
-    assert json.loads((tmp_path / "run" / FOLDER / "settings.json").read_text()) == json.loads(json.dumps(FACTS))
-
-
-def test_layers_whose_settings_are_unknown_are_not_taken_over(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", layers=2)
-    (tmp_path / "run" / FOLDER / "settings.json").unlink()
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.close()
-    assert source is None
-    assert Checkpoint(tmp_path / "run" / FOLDER, 3).num_finished == 0
-
-
-FIRST, SECOND, THIRD, FOURTH = (f"2026-01-0{day}_10-00-00_llama_wanda" for day in (1, 2, 3, 4))
-
-
-def begun(folder: Path, facts: dict[str, Any] = FACTS, may_resume: bool = True) -> tuple[IO[str], Path | None]:
-    """As a run does it, whose folder is there already."""
-    folder.mkdir(exist_ok=True)
-    return begin(folder, facts, may_resume)
-
-
-def test_a_folder_of_another_time_takes_over_the_latest_of_the_same_name(tmp_path: Path) -> None:
-    for name in (FIRST, SECOND):
-        interrupted(tmp_path / name)
-    lock, source = begun(tmp_path / THIRD)
-    lock.close()
-    assert source == tmp_path / SECOND
-    assert not (tmp_path / SECOND / FOLDER).exists()
-    assert (tmp_path / FIRST / FOLDER / "layer-00000.json").exists()
-    assert Checkpoint(tmp_path / THIRD / FOLDER, 2).num_finished == 1
-
-
-def test_what_was_taken_over_stays_locked(tmp_path: Path) -> None:
-    interrupted(tmp_path / FIRST)
-    lock, _ = begun(tmp_path / SECOND)
-    with lock, pytest.raises(UserError, match="still going on"):
-        begun(tmp_path / SECOND)
-    lock, source = begun(tmp_path / THIRD)
-    lock.close()
-    assert source == tmp_path / SECOND
-
-
-def test_it_passes_over_other_settings_and_runs_that_still_go_on_and_those_without_a_layer(tmp_path: Path) -> None:
-    interrupted(tmp_path / FIRST)
-    interrupted(tmp_path / SECOND, FACTS | {"batch_size": 7})
-    interrupted(tmp_path / THIRD, layers=0)
-    going_on, _ = begin(interrupted(tmp_path / FOURTH), FACTS, may_resume=True)
-    with going_on:
-        lock, source = begun(tmp_path / "2026-01-05_10-00-00_llama_wanda")
-        lock.close()
-    assert source == tmp_path / FIRST
-
-
-def test_a_folder_where_a_run_came_to_nothing_takes_over_another_one_all_the_same(tmp_path: Path) -> None:
-    interrupted(tmp_path / FIRST)
-    interrupted(tmp_path / SECOND, FACTS | {"batch_size": 7}, layers=0)
-    lock, source = begin(tmp_path / SECOND, FACTS, may_resume=True)
-    lock.close()
-    assert source == tmp_path / FIRST
-    assert Checkpoint(tmp_path / SECOND / FOLDER, 2).num_finished == 1
-
-
-@pytest.mark.parametrize(
-    ("there", "here"),
-    [
-        (FIRST, SECOND.replace("wanda", "magnitude")),
-        (FIRST, "llama_wanda"),
-        ("run1", "run2"),
-        ("2026-01-01_llama_wanda", SECOND),
-    ],
-)
-def test_a_folder_of_another_name_is_left_alone(there: str, here: str, tmp_path: Path) -> None:
-    interrupted(tmp_path / there)
-    lock, source = begun(tmp_path / here)
-    lock.close()
-    assert source is None
-    assert (tmp_path / there / FOLDER / "layer-00000.json").exists()
-
-
-def test_without_leave_to_resume_nothing_is_taken_over(tmp_path: Path) -> None:
-    interrupted(tmp_path / FIRST)
-    lock, source = begun(tmp_path / SECOND, may_resume=False)
-    lock.close()
-    assert source is None
-    assert (tmp_path / FIRST / FOLDER / "layer-00000.json").exists()

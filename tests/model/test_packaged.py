@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 
 from barber import UserError
-from barber.model import sources as models
-from barber.model.sources import Packaged
+from barber.model import gguf as models
+from barber.model.gguf import Packaged
 from tests import tiny
 
 WHOLE = bytes(range(256)) * 8

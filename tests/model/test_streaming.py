@@ -22,10 +22,12 @@ from barber import NM, Barber, BlockReport, Magnitude, NumericsError, SparseGPT,
 from barber.data.texts import Tokens
 from barber.evals import Agreement, Evaluation, Sample, WindowProtocol
 from barber.evals.cache import model_digest
-from barber.model.checkpoint import Checkpoint, Difference
+from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
-from barber.model.sources import RandomModel
-from barber.model.weights import InMemory, Streamed, TensorFolder, Weights, opened
+from barber.model.difference import Difference
+from barber.model.sources import RandomModel, hollow
+from barber.model.stream import Streamed, TensorFolder, opened
+from barber.model.weights import InMemory, Weights
 from barber.runtime.cache import Cache
 from barber.walk.walk import BlockResult
 from tests import tiny
@@ -115,6 +117,15 @@ def assert_empty(model: PreTrainedModel) -> None:
     """No weight of a decoder layer is in memory."""
     for layer in Decoder(model).layers:
         assert {parameter.device.type for parameter in layer.module.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_model_has_its_buffers_and_takes_no_memory_for_weights(name: str) -> None:
+    expected = tiny.model(name)
+    found = hollow(expected.config, torch.float32)
+    assert {parameter.device.type for parameter in found.parameters()} == {"meta"}
+    assert_the_same(dict(found.named_buffers()), dict(expected.named_buffers()))
+    assert not torch.nn.Linear(2, 2).weight.is_meta  # what is built after it
 
 
 # The same bits as in memory

@@ -1,6 +1,5 @@
 """What is kept across runs is complete or not there, belongs to one maker at a time, and stays below its limit."""
 
-import fcntl
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from barber.data.texts import tokenise
 from barber.methods.block import Pruned
 from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache, Entry, cache_folder
+from barber.runtime.locks import SharedLock
 from barber.walk.initial import InitialMasks
 from tests.processes import launch
 
@@ -195,7 +195,9 @@ def test_initial_masks_come_back_bit_for_bit(outputs: int, inputs: int, updated:
     pruned = Pruned.masking(dense_OI * 1.5 if updated else dense_OI, mask_OI)
     folder = cache_folder() / f"{outputs}-{inputs}-{updated}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    InitialMasks(folder, complete=False).write(0, {"linear": dense_OI}, {"linear": pruned})
+    masks = InitialMasks(folder, complete=False)
+    masks.write(0, {"linear": dense_OI}, {"linear": pruned})
+    assert masks.has_all(1)
     found = InitialMasks(folder, complete=True).read(0, {"linear": dense_OI})["linear"]
     assert torch.equal(found.mask_OI, mask_OI)
     assert torch.equal(found.weight_OI.view(torch.int32), pruned.weight_OI.view(torch.int32))
@@ -220,5 +222,5 @@ def test_locks_are_not_left_held() -> None:
     entry = Cache().entry("kind", {})
     made(entry)
     (lock,) = (cache_folder() / "kept" / ".locks").iterdir()
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with SharedLock(lock, "it").writing_at_once() as alone:
+        assert alone

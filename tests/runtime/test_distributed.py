@@ -30,7 +30,7 @@ from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.methods.rebuild import Rebuild
 from barber.methods.statistics import Hessian, InputStatistic, MeanSquaredGradient, SecondMoment
-from barber.model import sources as models
+from barber.model import gguf
 from barber.model.sources import RandomModel
 from barber.runtime.distributed import ALONE, Ranks, joined, local_device
 from barber.runtime.precision import Precision
@@ -200,10 +200,10 @@ def models_written(folder: Path) -> list[dict[str, torch.Tensor]]:
     made.config.quantization_config = {}
     with joined() as ranks:
         with (
-            mock.patch.object(models.AutoModelForCausalLM, "from_pretrained", return_value=made),
-            mock.patch.object(models.AutoTokenizer, "from_pretrained"),
+            mock.patch.object(gguf.AutoModelForCausalLM, "from_pretrained", return_value=made),
+            mock.patch.object(gguf.AutoTokenizer, "from_pretrained"),
         ):
-            models._convert_gguf([Path("model.gguf")], "model.gguf", folder / f"converted-{ranks.rank}")
+            gguf._convert([Path("model.gguf")], "model.gguf", folder / f"converted-{ranks.rank}")
         random = RandomModel("llama", {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1})
         random.folder(folder / f"random-{ranks.rank}")
     folders = [folder / f"{kind}-{ranks.rank}" for kind in ("converted", "random")]

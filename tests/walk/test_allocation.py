@@ -17,7 +17,8 @@ from transformers import AutoConfig, PreTrainedModel
 from barber.errors import NumericsError, UserError
 from barber.methods.patterns import NM, Exactly, Unstructured
 from barber.model.decoder import Decoder
-from barber.model.weights import InMemory, Streamed, opened
+from barber.model.stream import Streamed, opened
+from barber.model.weights import InMemory
 from barber.runtime.activations import ActivationStore
 from barber.runtime.distributed import joined
 from barber.runtime.precision import Arithmetic

@@ -14,7 +14,8 @@ from barber.methods.statistics import MeanSquaredGradient
 from barber.model.blocks import main_output
 from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
-from barber.model.weights import InMemory, Streamed, opened
+from barber.model.stream import Streamed, opened
+from barber.model.weights import InMemory
 from barber.runtime.activations import SETS, Activations, ActivationStore, Place
 from barber.runtime.distributed import joined
 from barber.runtime.precision import Arithmetic

@@ -1,0 +1,261 @@
+"""A model whose decoder layers are on disk, from where one at a time is read."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from barber.errors import UserError
+from barber.model.blocks import Layer
+from barber.model.checkpoint import Checkpoint
+from barber.model.decoder import Decoder
+from barber.model.difference import Difference
+from barber.model.families import family_of
+from barber.model.sources import hollow, save_configs, untied
+from barber.model.weights import Stage
+from barber.runtime.tensors import Tensor
+
+
+class Streamed:
+    """The weights are on disk: dense ones in the model's folder, those of finished layers in the checkpoint.
+
+    Args:
+        model: a model whose decoder layers are on the meta device, see `opened`.
+        source: the dense model's tensors.
+        checkpoint: where finished layers go; None: the model is only looked at.
+    """
+
+    def __init__(self, model: PreTrainedModel, source: "TensorFolder", checkpoint: Checkpoint | None) -> None:
+        self.model, self._source, self._checkpoint = model, source, checkpoint
+        self._layers = Decoder(model).layers
+        self._stage: Stage = "rebuilt"
+        self._resident: int | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._ahead: Future[dict[str, Tensor]] | None = None
+
+    def finish(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.wait()
+
+    @contextmanager
+    def onloaded(self, index: int, device: torch.device) -> Iterator[None]:
+        layer = self._layers[index]
+        tensors = self._ahead.result() if self._ahead is not None else self._source.tensors(layer)
+        self._ahead = None
+        if device.type == "cuda" and index + 1 < len(self._layers):  # on a CPU it would be a layer more in memory
+            self._ahead = self._reader.submit(self._source.tensors, self._layers[index + 1])
+        with self._filled(layer, tensors, torch.device("cpu")):
+            del tensors
+            with layer.onloaded(device):
+                yield
+            if self._checkpoint is not None:
+                self._checkpoint.write_layer(index, layer.module.state_dict(prefix=f"{layer.name}."))
+
+    @contextmanager
+    def resident(self, index: int, device: torch.device) -> Iterator[None]:
+        if self._resident == index:
+            yield
+            return
+        with self._filled(self._layers[index], self._stored(index), device):
+            self._resident = index
+            try:
+                yield
+            finally:
+                self._resident = None
+
+    def note(self, index: int, differences: Mapping[str, Difference]) -> None:
+        """The checkpoint has them."""
+
+    def restore(self) -> None:
+        """They are read from the checkpoint."""
+
+    @contextmanager
+    def showing(self, stage: Stage) -> Iterator[None]:
+        self._stage = stage
+        try:
+            yield
+        finally:
+            self._stage = "rebuilt"
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        owner = {
+            name: index
+            for index, layer in enumerate(self._layers)
+            for name in layer.module.state_dict(prefix=f"{layer.name}.")
+        }
+        current: tuple[int, dict[str, Tensor]] = (-1, {})
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if name not in owner:
+                yield name, tensor
+                continue
+            if owner[name] != current[0]:
+                current = (owner[name], self._stored(owner[name]))
+            yield name, current[1][name]
+
+    def write(self, folder: Path) -> None:
+        """A shard for every layer, one for the rest; the layers' are those of the checkpoint, not copies."""
+        assert self._checkpoint is not None
+        rest = untied(self.model, without=[layer.name for layer in self._layers])
+        total = len(self._layers) + 1
+        index: dict[str, str] = {}
+        size = 0
+        for number in range(total):
+            shard = folder / f"model-{number + 1:05d}-of-{total:05d}.safetensors"
+            if number == 0:
+                stored = {self._source.renamed.get(name, name): tensor for name, tensor in rest.items()}
+                save_file(stored, shard, {"format": "pt"})
+            else:
+                _link(self._checkpoint.layer_file(number - 1), shard)
+            with safe_open(shard, framework="pt") as file:
+                index |= dict.fromkeys(file.keys(), shard.name)
+            size += _bytes_of_tensors(shard)
+        head = {"metadata": {"total_size": size}, "weight_map": index}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(head, indent=2), encoding="utf-8")
+        save_configs(self.model, folder)
+
+    def _stored(self, index: int) -> dict[str, Tensor]:
+        if self._stage == "dense" or self._checkpoint is None or index >= self._checkpoint.num_finished:
+            return self._source.tensors(self._layers[index])
+        tensors = self._checkpoint.layer(index)
+        if self._stage == "pruned":
+            differences = self._checkpoint.differences(index)
+            for linear in self._layers[index].linears:
+                differences[linear.name].put_into(linear.turned(tensors[f"{linear.name}.weight"]))
+        return tensors
+
+    @contextmanager
+    def _filled(self, layer: Layer, tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[None]:
+        """The layer with its tensors inside this context, and without them after it."""
+        empty = layer.module.state_dict()
+        state = {name.removeprefix(f"{layer.name}."): tensor.to(device) for name, tensor in tensors.items()}
+        buffers = [buffer for buffer in layer.module.buffers() if buffer.device != device]
+        homes = [buffer.data for buffer in buffers]
+        try:
+            layer.module.load_state_dict(state, strict=True, assign=True)
+            for buffer in buffers:
+                buffer.data = buffer.data.to(device)
+            for parameter in layer.module.parameters():
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            layer.module.load_state_dict(empty, assign=True)
+            for buffer, home in zip(buffers, homes, strict=True):
+                buffer.data = home
+
+
+class TensorFolder:
+    """The tensors of a model in a Hugging Face folder, read one at a time.
+
+    Args:
+        folder: with safetensors, one file or many with their index.
+        base: the prefix that the names in the folder may lack, or have where the model has none.
+        dtype: what floating tensors become; None: they stay.
+        renamed: names in the model, and what files call them.
+    """
+
+    def __init__(
+        self, folder: Path, base: str, dtype: torch.dtype | None, renamed: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder, self._base, self._dtype, self.renamed = folder, base, dtype, dict(renamed or {})
+        self._files: dict[str, Path] = {}
+        for file in _files_of_the_model(folder):
+            with safe_open(file, framework="pt") as opened_file:
+                self._files |= dict.fromkeys(opened_file.keys(), file)
+
+    def find(self, name: str) -> str | None:
+        """A tensor's name in the folder; None where there is no such tensor."""
+        candidates = (name, self.renamed.get(name, name), name.removeprefix(f"{self._base}."), f"{self._base}.{name}")
+        return next((candidate for candidate in candidates if candidate in self._files), None)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its name in the model.
+
+        Raises:
+            UserError: there is none.
+        """
+        stored = self.find(name)
+        if stored is None:
+            raise self.misses(name)
+        # Opened anew each time: a mapped file counts as memory of the process.
+        with safe_open(self._files[stored], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(stored)
+        return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype is not None else tensor.clone()
+
+    def misses(self, name: str) -> UserError:
+        """The error of a tensor that is not there."""
+        return UserError(
+            f"must hold every weight of the model by its name; {self.folder} has no {name}; "
+            "with engine.streaming=false transformers may find it under another",
+            field="path",
+        )
+
+    def tensors(self, layer: Layer) -> dict[str, Tensor]:
+        """All tensors of a layer, by their names in the model."""
+        return {name: self.tensor(name) for name in layer.module.state_dict(prefix=f"{layer.name}.")}
+
+
+def opened(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel, TensorFolder]:
+    """A model whose decoder layers are empty and whose other tensors are read from a folder.
+
+    Args:
+        dtype: of the weights; None: the config's.
+
+    Raises:
+        UserError: a tensor is missing.
+    """
+    dtype = dtype or config.dtype
+    model = hollow(config, dtype)
+    source = TensorFolder(folder, model.base_model_prefix, dtype, family_of(config).stored_as)
+    layers = Decoder(model).layers
+    missing: set[str] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type != "meta":
+            continue
+        if source.find(name) is None:
+            missing.add(name)
+        elif not any(name.startswith(f"{layer.name}.") for layer in layers):
+            parent, _, leaf = name.rpartition(".")
+            model.get_submodule(parent).load_state_dict({leaf: source.tensor(name)}, strict=False, assign=True)
+    # As from_pretrained does it: whichever of two tied tensors is there serves both, two that differ are not tied.
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        raise source.misses(min(missing))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval(), source
+
+
+def _files_of_the_model(folder: Path) -> list[Path]:
+    """Those that transformers reads: one file, or those that its index names; other files may lie beside them."""
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    if (index := folder / "model.safetensors.index.json").is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if absent := [name for name in sorted(names) if not (folder / name).is_file()]:
+            raise UserError(f"must hold the files that {index} names; {absent[0]} is not there", field="path")
+        return [folder / name for name in sorted(names)]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _bytes_of_tensors(file: Path) -> int:
+    """The size of a safetensors file less its head, whose length it begins with."""
+    with file.open("rb") as opened_file:
+        return file.stat().st_size - 8 - int.from_bytes(opened_file.read(8), "little")
+
+
+def _link(file: Path, to: Path) -> None:
+    """The same file under another name, or a copy where the file system has no such thing."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)

@@ -1,0 +1,157 @@
+"""Files and folders that are there whole or not at all, however the process that writes them ends.
+
+Each is written beside its place under a temporary name that no other process has, `.NAME.XXXXXXXXXXXX.unfinished`,
+brought to the disk, and renamed. What a killed process left under such a name is never read. It goes when somebody who
+has the folder for himself sweeps it, or when the same file is written a day later.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from glob import escape
+from pathlib import Path
+from stat import S_IMODE
+from uuid import uuid4
+
+_ENDING = ".unfinished"
+# Longer than any writer lets its work lie.
+_DAY_SECONDS = 86400
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary file to be written inside this context; at its end it takes the place of `path`.
+
+    After an error nothing of it is left.
+    """
+    with written_beside(path) as unfinished:
+        yield unfinished
+    put_in_place([(unfinished, path)])
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A temporary file to be written inside this context, and to be put in the place of `path` by `put_in_place`."""
+    unfinished = _beside(path)
+    unfinished.touch(exist_ok=False)
+    mode = S_IMODE(unfinished.stat().st_mode)
+    try:
+        yield unfinished
+        _give_mode(unfinished, mode)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def put_in_place(files: Sequence[tuple[Path, Path]]) -> None:
+    """Bring temporary files to the disk and give them their names, in their order.
+
+    Args:
+        files: of one folder, each with its name.
+
+    Raises:
+        OSError: that was not possible; those without a name yet are removed.
+    """
+    try:
+        for unfinished, path in files:
+            _sync(unfinished)
+            unfinished.rename(path)
+        for folder in {path.parent for _, path in files}:
+            _sync(folder)
+    except BaseException:
+        for unfinished, _ in files:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        raise
+
+
+class PutInPlaceLater:
+    """`put_in_place` in a thread of its own, one call after the other: nobody waits for the disk meanwhile."""
+
+    def __init__(self, thread: Executor | None = None) -> None:
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="files")
+        self._under_way: Future[None] | None = None
+
+    def order(self, files: Sequence[tuple[Path, Path]], obsolete: Path | None = None) -> None:
+        """Put files in place, and remove an obsolete one then; what was ordered before is waited for."""
+        self.wait()
+        self._under_way = self._thread.submit(_put_in_place_of, files, obsolete)
+
+    def wait(self) -> None:
+        """Wait until all that was ordered is on the disk.
+
+        Raises:
+            OSError: it could not be.
+        """
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder to be filled inside this context; at its end it becomes `folder`, which must not be there.
+
+    After an error nothing of it is left.
+    """
+    unfinished = _beside(folder)
+    unfinished.mkdir()
+    mode = S_IMODE(unfinished.stat().st_mode)
+    try:
+        yield unfinished
+        for path in unfinished.rglob("*"):
+            _give_mode(path, mode if path.is_dir() else mode & 0o666)
+            _sync(path)
+        _sync(unfinished)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _sync(folder.parent)
+
+
+def sweep(folder: Path, name: str = "*", untouched_seconds: float = 0) -> None:
+    """Remove what killed processes left unfinished in a folder; to be called where nobody else writes.
+
+    Args:
+        name: a pattern of what was to be written.
+        untouched_seconds: how long it has to lie there already.
+    """
+    for left in folder.glob(f".{name}{_ENDING}"):
+        with suppress(OSError):  # another process was faster
+            if time.time() - left.stat().st_mtime < untouched_seconds:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _beside(path: Path) -> Path:
+    sweep(path.parent, f"{escape(path.name)}.*", _DAY_SECONDS)
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}{_ENDING}")
+
+
+def _put_in_place_of(files: Sequence[tuple[Path, Path]], obsolete: Path | None) -> None:
+    put_in_place(files)
+    if obsolete is not None:
+        obsolete.unlink(missing_ok=True)
+
+
+def _give_mode(path: Path, mode: int) -> None:
+    """What the umask leaves to others, too: safetensors gives its files to their owner alone."""
+    if S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Not every file system can do it for folders.
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

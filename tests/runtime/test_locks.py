@@ -1,0 +1,109 @@
+"""Locks hold between processes, readers share theirs, and none outlives its process."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from barber.runtime.locks import SharedLock, locked
+from tests.processes import launch
+
+
+def alone(path: Path) -> bool:
+    with SharedLock(path, "it").writing_at_once() as gained:
+        return gained
+
+
+def held_and_killed(folder: Path) -> tuple[bool, ...]:
+    """In a process of its own, with every kind of lock."""
+    lock = locked(folder / "exclusive")
+    with SharedLock(folder / "read", "it").reading(), SharedLock(folder / "written", "it").writing():
+        (folder / "held").touch()
+        while not (folder / "seen").exists():
+            time.sleep(0.01)
+        assert lock is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ()
+
+
+def test_a_lock_is_seen_by_other_processes_and_goes_with_the_one_that_is_killed(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def look() -> None:
+        while not (tmp_path / "held").exists():
+            time.sleep(0.01)
+        seen.append(locked(tmp_path / "exclusive") is None)
+        seen.append(not alone(tmp_path / "read"))
+        seen.append(not alone(tmp_path / "written"))
+        with SharedLock(tmp_path / "read", "it").reading():
+            seen.append(True)
+        (tmp_path / "seen").touch()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    (outcome,) = launch(held_and_killed, tmp_path, size=1, folder=tmp_path / "said")
+    looking.join()
+    assert outcome.code == -signal.SIGKILL, outcome
+    assert seen == [True] * 4
+    assert alone(tmp_path / "read") and alone(tmp_path / "written")
+    lock = locked(tmp_path / "exclusive")
+    assert lock is not None
+    lock.release()
+
+
+def test_a_lock_that_is_released_may_be_had_again(tmp_path: Path) -> None:
+    first = locked(tmp_path / "lock")
+    assert first is not None
+    assert locked(tmp_path / "lock") is None
+    first.release()
+    again = locked(tmp_path / "lock")
+    assert again is not None
+    again.release()
+
+
+def test_readers_keep_out_a_writer_who_waits_for_them_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    order: list[str] = []
+
+    def write() -> None:
+        with SharedLock(tmp_path / "lock", "the results").writing():
+            order.append("written")
+
+    writer = threading.Thread(target=write)
+    with caplog.at_level(logging.INFO, logger="barber"), SharedLock(tmp_path / "lock", "it").reading():
+        writer.start()
+        while not caplog.records:
+            time.sleep(0.01)
+        order.append("read")
+    writer.join()
+    assert order == ["read", "written"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Waiting for the results, which another run computes."
+    ]
+
+
+def waiting(folder: Path) -> str:
+    """In a process of its own, which hears Ctrl-C while it waits."""
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with SharedLock(folder / "lock", "it").reading():
+            return "gained"
+    except KeyboardInterrupt:
+        return "interrupted"
+
+
+def test_who_waits_hears_ctrl_c(tmp_path: Path) -> None:
+    with SharedLock(tmp_path / "lock", "it").writing():
+        (outcome,) = launch(waiting, tmp_path, size=1, folder=tmp_path / "said", timeout=30)
+    assert outcome.result == "interrupted"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        SharedLock(tmp_path / "file" / "lock", "it")
