@@ -8,7 +8,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +33,7 @@ from barber.run.export import MaskFile, model_card
 from barber.run.identity import counting, digest_of
 from barber.run.plots import plot_block_errors, plot_losses
 from barber.run.prepare import Inputs, prepare, prepare_evaluation
-from barber.run.record import RunRecord
+from barber.run.record import Initial, LinearCounts, Resumed, RunRecord, Sparsity
 from barber.run.tracking import Tracking
 from barber.runtime.distributed import Ranks, joined
 from barber.runtime.memory import peak_memory, reset_peak_memory
@@ -63,7 +63,7 @@ def run(
         BarberError: the run failed; the record says so too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = RunRecord(config, overrides, dict(choices or {}), digest_of(config))
+    record = RunRecord.begin(config, overrides, dict(choices or {}), digest_of(config))
     with joined() as ranks:
         if not ranks.leads:
             _Run(experiment, record, Tracking(None), folder, ranks).help_along()
@@ -175,7 +175,7 @@ class _Run:
         if self.ranks.leads and source is not None:
             finished = checkpoint.num_finished
             log.info("Going on with the interrupted run in %s: %d of %d layers are done.", source, finished, num_layers)
-            self.record.resumed = {"from": str(source), "layers": finished}
+            self.record.resumed = Resumed(str(source), finished)
         return checkpoint
 
     def _evaluate(self, stage: Stage, model: PreTrainedModel, weights: Weights, inputs: Inputs) -> None:
@@ -211,8 +211,8 @@ class _Run:
         assert experiment.pruner is not None and calibration is not None
         seqlen = calibration.tokens_NL.shape[1]
         batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
-        record.machine |= {"batch_size": batch_size, "processes": self.ranks.size}
-        record.machine["precision"] = [arithmetic.kind for arithmetic in experiment.precision.on(inputs.device)]
+        kinds = tuple(arithmetic.kind for arithmetic in experiment.precision.on(inputs.device))
+        record.machine = replace(record.machine, batch_size=batch_size, processes=self.ranks.size, precision=kinds)
         compares = bool(experiment.steps) and inputs.evaluation is not None and inputs.evaluation.reports("pruned")
         masks: dict[str, Tensor] = {}
 
@@ -251,8 +251,8 @@ class _Run:
             )
             if initial is not None and not initial.complete and record.resumed is None:
                 initial.took(report.initial_seconds)
-                record.initial = {"known": False, "seconds": report.initial_seconds}
-        record.machine["peak_memory_bytes"] = peak_memory(inputs.device)
+                record.initial = Initial(known=False, seconds=report.initial_seconds)
+        record.machine = replace(record.machine, peak_memory_bytes=peak_memory(inputs.device))
         self.ranks.meet()  # no file of the checkpoint is removed while another process reads it
         if self.ranks.leads:
             self._note(report)
@@ -329,27 +329,22 @@ class _Run:
         with weights.showing("dense"):
             facts = (dense or ResultCache(cache, model, inputs.device, weights)).facts
         facts = facts | {"calibration": calibration.digest, "pruner": repr(pruner), "pattern": repr(experiment.pattern)}
-        facts |= {"precision": self.record.machine["precision"], "batch_size": batch_size}
+        facts |= {"precision": self.record.machine.precision, "batch_size": batch_size}
         facts |= {"patterns": {name: str(one) for name, one in patterns.items()}} if patterns else {}
         entry = cache.entry("initial", facts)
         with entry.opened("the initial masks") as complete:
             if complete:
                 log.info("The initial masks are known from another run.")
             masks = InitialMasks(entry.folder, complete)
-            self.record.initial = {"known": complete, "seconds": masks.seconds}
+            self.record.initial = Initial(known=complete, seconds=masks.seconds)
             yield masks
             if not complete and masks.has_all(len(Decoder(model).layers)):
                 entry.complete()
 
     def _note(self, report: Report) -> None:
         self.record.walk_seconds = report.seconds
-        self.record.linears = report.linears
-        self.record.sparsity = {
-            "sparsity": report.sparsity,
-            "zeros": report.zeros,
-            "weights": report.weights,
-            "exchanges": report.exchanges,
-        }
+        self.record.linears = {name: LinearCounts(**counts) for name, counts in report.linears.items()}
+        self.record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
         self.record.write(self.folder)
         if self.experiment.steps:
             plot_losses(report.blocks, self.experiment.name, self.folder / "loss.png")
@@ -357,9 +352,9 @@ class _Run:
 
     def _plot_block_errors(self) -> None:
         errors = {
-            stage: {text: result["block_errors"] for text, result in results["agreement"].items()}
+            stage: {text: result.block_errors for text, result in results.agreement.items()}
             for stage, results in self.record.results.items()
-            if "agreement" in results
+            if results.agreement
         }
         if errors:
             plot_block_errors(errors, self.experiment.name, self.folder / "block_errors.png")
