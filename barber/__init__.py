@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from barber.data.calibration import TokenSamples, hub_windows, offline_windows, text_windows
     from barber.data.texts import OfflineText, TextFiles, TokenFile, corpus
     from barber.errors import BarberError, NumericsError, UserError
-    from barber.evals import Agreement, Sample, ZeroShot
+    from barber.evals.agreement import Agreement
     from barber.evals.evaluation import evaluation
+    from barber.evals.sample import Sample
+    from barber.evals.zero_shot import ZeroShot
     from barber.methods.metrics import Gradient, Weight, WeightGradient
     from barber.methods.patterns import NM, Unstructured
     from barber.methods.pruners import GBLM, RIA, Magnitude, Random, SparseGPT, Wanda, WandaPlus
@@ -94,8 +96,10 @@ _ROOMS = {
     "run.compare": ("Comparison", "compare"),
     "model.engine": ("Engine",),
     "errors": ("BarberError", "NumericsError", "UserError"),
-    "evals": ("Agreement", "Sample", "ZeroShot"),
+    "evals.agreement": ("Agreement",),
     "evals.evaluation": ("evaluation",),
+    "evals.sample": ("Sample",),
+    "evals.zero_shot": ("ZeroShot",),
     "run.export": ("HuggingFaceFolder", "MaskFile"),
     "methods.metrics": ("Gradient", "Weight", "WeightGradient"),
     "model.gguf": ("Packaged",),

@@ -166,11 +166,16 @@ class KeepFinishedRuns(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look into the folder of a single run."""
-        from barber.run.record import FILE, successful
+        from barber.run.reading import successful
+        from barber.run.record import FILE
 
         HydraConfig.instance().set_config(config)  # its name asks for the choices, which Hydra would set up later
         folder = _made("hydra.run.dir", Path(config.hydra.run.dir))
-        if successful(folder):
+        try:
+            is_finished = successful(folder) is not None
+        except UserError as error:
+            raise _refusal(str(error)) from error
+        if is_finished:
             raise _refusal(f"hydra.run.dir must not hold a finished run, but there is {folder / FILE}; choose another")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -212,7 +217,7 @@ def _digest(*, _root_: DictConfig) -> str:
 
 def _job_folder(*, _root_: DictConfig) -> str:
     """The name of a job's folder in that of its sweep: a job that was done under another name is found."""
-    from barber.run.record import folder_of_job
+    from barber.run.reading import folder_of_job
 
     return folder_of_job(Path(_root_.hydra.sweep.dir), str(_root_.name), _digest(_root_=_root_)).name
 

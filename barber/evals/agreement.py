@@ -5,12 +5,12 @@ after it are never pruned, so they turn it into the dense model's logits again, 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from barber.errors import NumericsError, UserError
 from barber.evals.forward import Batch, BlockOutputs
+from barber.evals.results import AgreementResult
 from barber.evals.windows import Windows
 from barber.model.decoder import Decoder
 from barber.runtime.tensors import Tensor
@@ -90,11 +90,10 @@ class Divergence:
             self.kl.append((p_LV.exp() * (p_LV - q_LV)).sum(dim=-1).mean())
             self.top1.append((p_LV.argmax(dim=-1) == q_LV.argmax(dim=-1)).float().mean())
 
-    def result(self, blocks: dict[str, Tensor]) -> dict[str, Any]:
+    def result(self, blocks: dict[str, Tensor]) -> AgreementResult:
         """The means over the scored tokens, their standard errors over windows, and every block's error.
 
-        A block's error is its output's squared distance from the dense model's, as a share of the latter's square, each
-        model running on its own activations.
+        For the blocks' errors each model runs on its own activations.
 
         Raises:
             NumericsError: a divergence is NaN or infinite.
@@ -106,18 +105,18 @@ class Divergence:
         )
         kl, kl_error = _mean(torch.stack(self.kl), weight_N)
         top1, top1_error = _mean(torch.stack(self.top1), weight_N)
-        return {
-            "kl_divergence": kl,
-            "kl_standard_error": kl_error,
-            "top1_agreement": top1,
-            "top1_standard_error": top1_error,
-            "block_errors": {name: _relative_error(y, self.reference.blocks[name]) for name, y in blocks.items()},
-            "block_positions": len(next(iter(blocks.values()))),
-            "windows": len(self.kl),
-            "tokens": int(weight_N.sum()),
-            **self.windows.protocol,
-            "digest": self.windows.digest,
-        }
+        return AgreementResult(
+            kl_divergence=kl,
+            kl_standard_error=kl_error,
+            top1_agreement=top1,
+            top1_standard_error=top1_error,
+            block_errors={name: _relative_error(y, self.reference.blocks[name]) for name, y in blocks.items()},
+            block_positions=len(next(iter(blocks.values()))),
+            windows=len(self.kl),
+            tokens=int(weight_N.sum()),
+            protocol=self.windows.protocol,
+            digest=self.windows.digest,
+        )
 
 
 def _mean(value_N: Tensor, weight_N: Tensor) -> tuple[float, float | None]:

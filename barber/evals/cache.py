@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from barber.evals.results import TextResults, ZeroShotResult
 from barber.model.weights import InMemory, Weights
 from barber.runtime.cache import Cache, Entry
 from barber.runtime.files import written_whole
+from barber.runtime.plain import plain, typed
 from barber.runtime.tensors import Tensor
 
 log = logging.getLogger("barber")
@@ -29,14 +31,16 @@ KIND = "results"
 # One more whenever the same measurement gives other results: what was kept before is not found any more.
 _FORMAT = 2
 
+R = TypeVar("R", TextResults, ZeroShotResult)
 
-def kept_results(entry: Entry) -> dict[str, Any] | None:
-    """The `results` of an entry, and when they were `measured`; None where they cannot be read."""
+
+def kept_results(entry: Entry, kind: type[R]) -> tuple[R, str] | None:
+    """The results of an entry, and when they were measured; None where they cannot be read."""
     try:
-        kept = json.loads((entry.folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = typed(dict[str, Any], json.loads((entry.folder / "results.json").read_text(encoding="utf-8")))
+        return typed(kind, content.get("results")), typed(str, content.get("measured"))
+    except (OSError, ValueError):  # a UserError is one
         return None
-    return kept if isinstance(kept, dict) and {"results", "measured"} <= kept.keys() else None
 
 
 def kept_tensors(entry: Entry) -> dict[str, Tensor] | None:
@@ -47,10 +51,10 @@ def kept_tensors(entry: Entry) -> dict[str, Tensor] | None:
         return None
 
 
-def keep(entry: Entry, results: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
+def keep(entry: Entry, results: TextResults | ZeroShotResult, tensors: dict[str, Tensor] | None = None) -> None:
     """Complete an entry; a full disk costs the entry and not the run."""
     try:
-        kept = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), "results": results}
+        kept = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), "results": plain(results)}
         with written_whole(entry.folder / "results.json") as unfinished:
             unfinished.write_text(json.dumps(kept, indent=2), encoding="utf-8")
         if tensors is not None:

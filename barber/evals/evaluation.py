@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from barber.evals.cache import ResultCache, keep, kept_results, kept_tensors
 from barber.evals.forward import Forward
 from barber.evals.perplexity import Perplexity
 from barber.evals.placement import Placement, goes_by_layer, placed
+from barber.evals.results import StageResults, TextResults, ZeroShotResult
 from barber.evals.sample import Sample
 from barber.evals.tasks import Tasks
 from barber.evals.watch import Watch
@@ -128,33 +129,33 @@ class Prepared:
         weights: Weights | None = None,
         activations: Place = "auto",
         scratch: Path | None = None,
-    ) -> dict[str, Any]:
-        """Measure a stage of the model: results by kind, and then by text.
+    ) -> StageResults | None:
+        """Measure a stage of the model; None: there is nothing to measure.
 
         Layers' weights come from `weights` (None: the model's own); layer by layer, the windows wait in `activations`.
 
-        The dense model is looked at also where only others are compared with it; its results are empty then.
+        The dense model is looked at also where only others are compared with it.
         """
         compares = stage == "dense" and self.spec.agreement is not None
         if not (self.reports(stage) or compares):
-            return {}
+            return None
         by_layer = goes_by_layer(self.spec.placement, model, device, weights)
         cache = self._results_of(stage, model, device, weights)
-        results: dict[str, Any] = {}
         with placed(model, device, by_layer, weights), torch.no_grad(), fast_linears(list(model.modules()), device):
             forward = partial(Forward, model, device, by_layer=by_layer, weights=weights)
             forward = partial(forward, activations=activations, scratch=scratch)
             measurement = _Measurement(self, stage, model, forward, by_layer, cache, watch)
-            for name in self.windows:
-                for kind, result in measurement.on_text(name).items():
-                    results.setdefault(kind, {})[name] = result
+            texts = {name: measurement.on_text(name) for name in self.windows}
             if not self.reports(stage):
-                return {}
-            if self.tasks is not None:
-                results["zero_shot"] = measurement.zero_shot(self.tasks)
-            if self.spec.sample is not None and self.tokenizer is not None:
-                results["sample"] = self.spec.sample.evaluate(model, self.tokenizer)
-        return results
+                return None
+            spec, tokenizer = self.spec, self.tokenizer
+            results = StageResults(
+                perplexity={name: one.perplexity for name, one in texts.items() if one.perplexity is not None},
+                agreement={name: one.agreement for name, one in texts.items() if one.agreement is not None},
+                zero_shot=None if self.tasks is None else measurement.zero_shot(self.tasks),
+                sample=spec.sample.evaluate(model, tokenizer) if spec.sample and tokenizer is not None else None,
+            )
+        return results if results != StageResults() else None
 
     def _results_of(
         self, stage: Stage, model: PreTrainedModel, device: torch.device, weights: Weights | None
@@ -181,7 +182,7 @@ class _Measurement:
     cache: ResultCache | None
     watch: Watch
 
-    def on_text(self, name: str) -> dict[str, Any]:
+    def on_text(self, name: str) -> TextResults:
         """Perplexity and agreement on a text, in one pass over its windows."""
         spec, windows = self.prepared.spec, self.prepared.windows[name]
         batch_size = spec.batch_size or max(1, _TOKENS_OF_A_BATCH // windows.tokens_NL.shape[1])
@@ -199,24 +200,28 @@ class _Measurement:
         )
         has_reference = spec.agreement is not None and self.stage == "dense"
 
-        def read() -> dict[str, Any] | None:
-            known, tensors = kept_results(entry), kept_tensors(entry) if has_reference else None
+        def read() -> TextResults | None:
+            known, tensors = kept_results(entry, TextResults), kept_tensors(entry) if has_reference else None
             if known is None or (has_reference and tensors is None):
                 return None
             if tensors is not None:
                 self.prepared.references[name] = Reference.of(tensors)
+            found, measured = known
             # where the text was found this time may differ; the token ids do not
-            measured = {kind: result | windows.protocol for kind, result in known["results"].items()}
-            return {kind: result | {"cached": known["measured"]} for kind, result in measured.items()}
+            own: dict[str, Any] = {"protocol": windows.protocol, "cached": measured}
+            return TextResults(
+                perplexity=None if found.perplexity is None else replace(found.perplexity, **own),
+                agreement=None if found.agreement is None else replace(found.agreement, **own),
+            )
 
-        def make() -> dict[str, Any]:
+        def make() -> TextResults:
             results = self._run(name, batch_size)
             keep(entry, results, self.prepared.references[name].tensors() if has_reference else None)
             return results
 
         return entry.read_or_make(f"the {self.stage} model's results on {name}", read, make)
 
-    def _run(self, name: str, batch_size: int) -> dict[str, Any]:
+    def _run(self, name: str, batch_size: int) -> TextResults:
         spec, windows = self.prepared.spec, self.prepared.windows[name]
         outputs = spec.agreement.outputs(windows) if spec.agreement else None
         perplexity = Perplexity(windows) if spec.perplexity else None
@@ -231,17 +236,15 @@ class _Measurement:
             for meter in (perplexity, reference, divergence):
                 if meter is not None:
                     meter.add(batch)
-        results = {}
-        if perplexity is not None:
-            results["perplexity"] = perplexity.result()
         if reference is not None and outputs is not None:
             reference.blocks = outputs.joined()
             self.prepared.references[name] = reference
-        if divergence is not None and outputs is not None:
-            results["agreement"] = divergence.result(outputs.joined())
-        return results
+        return TextResults(
+            perplexity=None if perplexity is None else perplexity.result(),
+            agreement=None if divergence is None or outputs is None else divergence.result(outputs.joined()),
+        )
 
-    def zero_shot(self, tasks: Tasks) -> dict[str, Any]:
+    def zero_shot(self, tasks: Tasks) -> ZeroShotResult:
         """The harness's tasks."""
         spec, tokenizer = self.prepared.spec.zero_shot, self.prepared.tokenizer
         assert spec is not None and tokenizer is not None
@@ -249,11 +252,11 @@ class _Measurement:
             return spec.evaluate(self.model, tokenizer, tasks, self.watch)
         entry = self.cache.entry(zero_shot=spec.facts(tasks, tokenizer))
 
-        def read() -> dict[str, Any] | None:
-            known = kept_results(entry)
-            return None if known is None else known["results"] | {"cached": known["measured"]}
+        def read() -> ZeroShotResult | None:
+            known = kept_results(entry, ZeroShotResult)
+            return None if known is None else replace(known[0], cached=known[1])
 
-        def make() -> dict[str, Any]:
+        def make() -> ZeroShotResult:
             results = spec.evaluate(self.model, tokenizer, tasks, self.watch)
             keep(entry, results)
             return results

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.nn import functional
 
 from barber.errors import NumericsError
 from barber.evals.forward import Batch
+from barber.evals.results import PerplexityResult
 from barber.evals.windows import Windows
 from barber.runtime.tensors import Tensor
 
@@ -33,7 +33,7 @@ class Perplexity:
             self.nll.append(functional.cross_entropy(logits_LV[scored].float(), targets))
             self.tokens.append(len(targets))
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> PerplexityResult:
         """The perplexity, its standard error over windows, and the protocol.
 
         Raises:
@@ -47,13 +47,13 @@ class Perplexity:
         error = (nll_N.std() / len(nll_N) ** 0.5).item() if len(nll_N) > 1 else None
         # above that the exponential overflows; the loss still tells models apart
         perplexity = math.exp(nll) if nll < 700 else None
-        return {
-            "perplexity": perplexity,
-            "perplexity_standard_error": None if perplexity is None or error is None else perplexity * error,
-            "nll_per_token": nll,
-            "nll_standard_error": error,
-            "windows": len(self.nll),
-            "tokens": sum(self.tokens),
-            **self.windows.protocol,
-            "digest": self.windows.digest,
-        }
+        return PerplexityResult(
+            perplexity=perplexity,
+            perplexity_standard_error=None if perplexity is None or error is None else perplexity * error,
+            nll_per_token=nll,
+            nll_standard_error=error,
+            windows=len(self.nll),
+            tokens=sum(self.tokens),
+            protocol=self.windows.protocol,
+            digest=self.windows.digest,
+        )

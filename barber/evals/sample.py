@@ -1,12 +1,12 @@
 """A piece of text that the model goes on with: what people look at first."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.errors import UserError
+from barber.evals.results import SampleResult
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sample:
         if self.tokens < 1:
             raise UserError(f"must be at least 1, not {self.tokens}", field="tokens")
 
-    def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SampleResult:
         """Let a model that has been placed go on."""
         ids = tokenizer(self.prompt, return_tensors="pt")["input_ids"].to(model.device)
         end = model.generation_config.eos_token_id if model.generation_config else None
@@ -36,4 +36,4 @@ class Sample:
         )
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
         text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        return {"prompt": self.prompt, "text": text, "tokens": out.shape[1] - ids.shape[1]}
+        return SampleResult(self.prompt, text, out.shape[1] - ids.shape[1])

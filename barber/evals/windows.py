@@ -2,13 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from barber.data.texts import Corpus, Text, Tokens, leading_bos, without_leading
 from barber.errors import UserError
+from barber.evals.results import TextProtocol
 from barber.runtime.tensors import Tensor
 
 
@@ -21,13 +21,13 @@ class Windows:
         stride: tokens between the starts of two windows. Where windows overlap, all but the first are scored on their
             last `stride` tokens only, so that every token counts once.
         source: where the text was found.
-        protocol: what the record says about how the windows were made.
+        protocol: what the record says about the text and how the windows were made.
     """
 
     tokens_NL: Tensor
     stride: int
     source: str
-    protocol: dict[str, Any]
+    protocol: TextProtocol
 
     def scored(self, window: int) -> slice:
         """The positions of a window whose next token is scored."""
@@ -92,14 +92,13 @@ class WindowProtocol:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _described(self, tokens_NL: Tensor, stride: int, found: Tokens, text: Text) -> Windows:
-        protocol: dict[str, Any] = {
-            "text": found.source,
-            "text_tokens": len(found.tokens_T),
-            "seqlen": self.seqlen,
-            "stride": stride,
-            "bos": self.bos,
-            "max_windows": self._limit(text),
-        }
-        if isinstance(text, Corpus):
-            protocol["separator"] = text.separator
+        protocol = TextProtocol(
+            text=found.source,
+            text_tokens=len(found.tokens_T),
+            seqlen=self.seqlen,
+            stride=stride,
+            bos=self.bos,
+            max_windows=self._limit(text),
+            separator=text.separator if isinstance(text, Corpus) else None,
+        )
         return Windows(tokens_NL, stride, found.source, protocol)

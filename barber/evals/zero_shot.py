@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.datasets import DEFAULT_FOLDER
 from barber.errors import BarberError, UserError
+from barber.evals.results import TaskResult, ZeroShotResult
 from barber.evals.tasks import TaskFolder, Tasks, digest, load_tasks, reason
 from barber.evals.watch import Watch
 from barber.runtime.hub import reachable
@@ -76,7 +77,7 @@ class ZeroShot:
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, watch: Watch
-    ) -> dict[str, Any]:
+    ) -> ZeroShotResult:
         """Run the tasks on a model that has been placed.
 
         Raises:
@@ -104,32 +105,34 @@ class ZeroShot:
             for name in dict.fromkeys([*self.tasks, *tasks.loaded["tasks"]])
             if name in found["results"]
         }
-        accuracies = [results[name]["acc"] for name in self.tasks if "acc" in results.get(name, {})]
-        whole = len(accuracies) == len(self.tasks)
-        return {
-            "tasks": results,
-            "mean_acc": sum(accuracies) / len(accuracies) if whole else None,
-            "mean_of": list(self.tasks) if whole else None,
-            "limit": self.limit,
-            "lm_eval": version("lm-eval"),
-        }
+        accuracies = [results[name].acc if name in results else None for name in self.tasks]
+        known = [accuracy for accuracy in accuracies if accuracy is not None]
+        whole = len(known) == len(accuracies)
+        return ZeroShotResult(
+            tasks=results,
+            mean_acc=sum(known) / len(known) if whole else None,
+            mean_of=tuple(self.tasks) if whole else None,
+            limit=self.limit,
+            lm_eval=version("lm-eval"),
+        )
 
-    def _result(self, name: str, measured: dict[str, Any], found: Any, tasks: Tasks) -> dict[str, Any]:
+    def _result(self, name: str, measured: dict[str, Any], found: Any, tasks: Tasks) -> TaskResult:
         """A task's or group's metrics under their plain names, and how they were come by."""
-        result: dict[str, Any] = {}
+        metrics: dict[str, float] = {}
         for key, value in measured.items():
             metric, _, kind = key.partition(",")
             if kind and isinstance(value, int | float):
-                result[metric if kind == "none" else key] = value
-        result["version"] = found["versions"].get(name)
-        result["num_fewshot"] = found["n-shot"].get(name)
-        if counts := found["n-samples"].get(name):
-            result["documents"] = counts["effective"]
-            result["documents_in_all"] = counts["original"]
-        if name in tasks.digests:
-            result["digest"] = tasks.digests[name]
-        result["data"] = next((tasks.sources[asked] for asked, names in tasks.names.items() if name in names), None)
-        return result
+                metrics[metric if kind == "none" else key] = value
+        documents = found["n-samples"].get(name) or {}
+        return TaskResult(
+            metrics=metrics,
+            version=found["versions"].get(name),
+            num_fewshot=found["n-shot"].get(name),
+            documents=documents.get("effective"),
+            documents_in_all=documents.get("original"),
+            digest=tasks.digests.get(name),
+            data=next((tasks.sources[asked] for asked, names in tasks.names.items() if name in names), None),
+        )
 
     def _folder(self) -> Path | None:
         """The local folder to read from; None: the hub, or what is cached of it."""

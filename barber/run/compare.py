@@ -1,6 +1,5 @@
 """What two runs have in common and what not: settings, masks, results."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from barber.errors import UserError
-from barber.run.record import FILE
+from barber.run.reading import read
+from barber.runtime.plain import plain
 
 _MASKS = "masks.safetensors"
 _FIGURES = ("perplexity", "kl_divergence", "top1_agreement", "mean_acc", "acc")
@@ -79,30 +79,21 @@ def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
     """Compare two runs by their folders: their records and, where both have them, their exported masks.
 
     Raises:
-        UserError: a folder has no record, or masks that cannot be read or are those of another model.
+        UserError: a folder has no record or a damaged one, or masks that cannot be read or are those of another model.
     """
     folders = Path(run_a), Path(run_b)
-    left, right = (_record(folder) for folder in folders)
-    configs = dict(_leaves(left["config"])), dict(_leaves(right["config"]))
+    left, right = (read(folder) for folder in folders)
+    configs = dict(_leaves(left.config)), dict(_leaves(right.config))
     keys = sorted(key for key in configs[0] | configs[1] if configs[0].get(key) != configs[1].get(key))
-    figures = dict(_figures(left["results"])), dict(_figures(right["results"]))
+    figures = dict(_figures(plain(left.results))), dict(_figures(plain(right.results)))
     files = [folder / _MASKS for folder in folders]
-    walks = [sum(record["walk_seconds"].values()) for record in (left, right)]
+    walks = [sum(record.walk_seconds.values()) for record in (left, right)]
     return Comparison(
         settings={key: (configs[0].get(key), configs[1].get(key)) for key in keys},
         masks=_masks(*files) if all(file.is_file() for file in files) else {},
         results={key: (value, figures[1][key]) for key, value in figures[0].items() if key in figures[1]},
         seconds=(walks[0], walks[1]),
     )
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} must be the folder of a run, with a {FILE}: {error}") from error
-    assert isinstance(found, dict)
-    return found
 
 
 def _masks(first: Path, second: Path) -> dict[str, dict[str, Differing]]:

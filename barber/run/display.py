@@ -1,14 +1,14 @@
 """What people see of a run: log lines, progress bars with the time left, a table at the end."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from barber.evals.results import PerplexityResult, StageResults, TaskResult, ZeroShotResult
 from barber.run.record import FILE, RunRecord
 from barber.walk.report import BlockReport
 
@@ -50,28 +50,28 @@ def describe(block: BlockReport, num_layers: int) -> str:
     return f"{place}  {', '.join(parts)}, {block.seconds:.1f} s"
 
 
-def findings(stage: str, results: dict[str, Any]) -> Iterator[str]:
+def findings(stage: str, results: StageResults) -> Iterator[str]:
     """What was measured of a stage of the model, a log line each."""
-    for text, result in results.get("perplexity", {}).items():
+    for text, result in results.perplexity.items():
         yield f"Perplexity of the {stage} model on {text}: {_perplexity(result)}.{_known(result)}"
-    for text, result in results.get("agreement", {}).items():
+    for text, compared in results.agreement.items():
         yield (
-            f"The {stage} model against the dense one on {text}: KL divergence {result['kl_divergence']:.4f}, "
-            f"the same likeliest token at {result['top1_agreement']:.1%} of the positions."
+            f"The {stage} model against the dense one on {text}: KL divergence {compared.kl_divergence:.4f}, "
+            f"the same likeliest token at {compared.top1_agreement:.1%} of the positions."
         )
-    if found := results.get("zero_shot"):
-        tasks = ", ".join(f"{name} {_accuracy(task)}" for name, task in found["tasks"].items())
+    if found := results.zero_shot:
+        tasks = ", ".join(f"{name} {_accuracy(task)}" for name, task in found.tasks.items())
         yield f"Accuracy of the {stage} model, {tasks}{_limited(found)}.{_known(found)}"
-    if sample := results.get("sample"):
-        yield f"The {stage} model goes on: {sample['prompt'] + sample['text']!r}"
+    if sample := results.sample:
+        yield f"The {stage} model goes on: {sample.prompt + sample.text!r}"
 
 
-def headline(results: dict[str, Any]) -> str:
+def headline(results: Mapping[str, StageResults]) -> str:
     """The last stage's perplexities, or its accuracy, in a few words."""
-    last: dict[str, Any] = results.get("rebuilt") or results.get("pruned") or results.get("dense") or {}
-    figures = [f"{text} {_perplexity(result)}" for text, result in last.get("perplexity", {}).items()]
-    if (found := last.get("zero_shot")) and found["mean_acc"] is not None:
-        figures.append(f"acc {found['mean_acc']:.2%}")
+    last = results.get("rebuilt") or results.get("pruned") or results.get("dense") or StageResults()
+    figures = [f"{text} {_perplexity(result)}" for text, result in last.perplexity.items()]
+    if last.zero_shot is not None and last.zero_shot.mean_acc is not None:
+        figures.append(f"acc {last.zero_shot.mean_acc:.2%}")
     return ", ".join(figures)
 
 
@@ -84,7 +84,7 @@ def show(record: RunRecord, folder: Path) -> None:
     table.add_column()
     for stage in columns:
         table.add_column(stage, justify="right")
-    sparsity = record.sparsity["sparsity"] if record.sparsity else 0.0
+    sparsity = record.sparsity.sparsity if record.sparsity else 0.0
     table.add_row("zeros", *(f"{0.0 if stage == 'dense' else sparsity:.2%}" for stage in columns))
     for row in dict.fromkeys(row for cells in columns.values() for row in cells):
         table.add_row(row, *(cells.get(row, "") for cells in columns.values()))
@@ -97,44 +97,42 @@ def show(record: RunRecord, folder: Path) -> None:
         console.print(f"{what:<8} {folder / path}", markup=False, soft_wrap=True)
 
 
-def _cells(results: dict[str, Any]) -> dict[str, str]:
+def _cells(results: StageResults) -> dict[str, str]:
     """A stage's column, by row."""
-    cells = {f"perplexity, {text}": _perplexity(result) for text, result in results.get("perplexity", {}).items()}
-    for text, result in results.get("agreement", {}).items():
-        cells[f"KL divergence, {text}"] = f"{result['kl_divergence']:.4f}"
-        cells[f"same top token, {text}"] = f"{result['top1_agreement']:.1%}"
-    if found := results.get("zero_shot"):
-        star = "*" if found["limit"] else ""
-        cells |= {f"acc{star}, {name}": _accuracy(task) for name, task in found["tasks"].items()}
-        if found["mean_acc"] is not None:
-            cells[f"acc{star}, mean"] = f"{found['mean_acc']:.2%}"
+    cells = {f"perplexity, {text}": _perplexity(result) for text, result in results.perplexity.items()}
+    for text, result in results.agreement.items():
+        cells[f"KL divergence, {text}"] = f"{result.kl_divergence:.4f}"
+        cells[f"same top token, {text}"] = f"{result.top1_agreement:.1%}"
+    if found := results.zero_shot:
+        star = "*" if found.limit else ""
+        cells |= {f"acc{star}, {name}": _accuracy(task) for name, task in found.tasks.items()}
+        if found.mean_acc is not None:
+            cells[f"acc{star}, mean"] = f"{found.mean_acc:.2%}"
     return cells
 
 
 def _notes(record: RunRecord) -> Iterator[str]:
     """What has to be said under the table for nobody to misread it."""
-    if limit := next((found["limit"] for r in record.results.values() if (found := r.get("zero_shot"))), None):
+    if limit := next((found.limit for one in record.results.values() if (found := one.zero_shot)), None):
         yield f"* only the first {limit} documents of every task: not comparable with published figures"
-    measured = [found for r in record.results.values() for found in r.get("perplexity", {}).values()]
-    if any(found["max_windows"] for found in measured):
-        most = max(found["windows"] for found in measured)
+    measured = [found for one in record.results.values() for found in one.perplexity.values()]
+    if any(found.protocol.max_windows for found in measured):
+        most = max(found.windows for found in measured)
         yield f"perplexity on the first {most} windows of a text at most (evals.max_windows)"
 
 
-def _perplexity(result: dict[str, Any]) -> str:
-    value = result["perplexity"]
-    return "beyond 1e304" if value is None else f"{value:,.2f}"
+def _perplexity(result: PerplexityResult) -> str:
+    return "beyond 1e304" if result.perplexity is None else f"{result.perplexity:,.2f}"
 
 
-def _accuracy(task: dict[str, Any]) -> str:
-    value = task.get("acc")
-    return "-" if value is None else f"{value:.2%}"
+def _accuracy(task: TaskResult) -> str:
+    return "-" if task.acc is None else f"{task.acc:.2%}"
 
 
-def _limited(found: dict[str, Any]) -> str:
-    mean = "" if found["mean_acc"] is None else f", mean {found['mean_acc']:.2%}"
-    return mean + (f" (ONLY THE FIRST {found['limit']} DOCUMENTS of every task)" if found["limit"] else "")
+def _limited(found: ZeroShotResult) -> str:
+    mean = "" if found.mean_acc is None else f", mean {found.mean_acc:.2%}"
+    return mean + (f" (ONLY THE FIRST {found.limit} DOCUMENTS of every task)" if found.limit else "")
 
 
-def _known(result: dict[str, Any]) -> str:
-    return f" (known since {result['cached']})" if "cached" in result else ""
+def _known(result: PerplexityResult | ZeroShotResult) -> str:
+    return f" (known since {result.cached})" if result.cached is not None else ""

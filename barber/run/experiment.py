@@ -6,7 +6,7 @@ from typing import Literal
 
 from barber.data.calibration import Calibration
 from barber.errors import UserError
-from barber.evals import Evaluation
+from barber.evals.evaluation import Evaluation
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.methods.rebuild import Rebuild

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from barber.errors import UserError
 from barber.model.difference import Difference
 from barber.model.weights import Weights
+from barber.run.record import Sparsity
 from barber.runtime.files import folder_written_whole, sweep, written_whole
 from barber.runtime.tensors import Tensor
 
@@ -61,7 +61,7 @@ class MaskFile:
         return path
 
 
-def model_card(name: str, base: str, pattern: str, sparsity: dict[str, Any], config_yaml: str, update: str = "") -> str:
+def model_card(name: str, base: str, pattern: str, sparsity: Sparsity, config_yaml: str, update: str = "") -> str:
     """The README.md of a pruned model: what it is, how it was made, and the exact config.
 
     Args:
@@ -78,8 +78,8 @@ tags:
 
 # {name}
 
-{base}, pruned to {pattern} sparsity: {sparsity["zeros"]:,} of the {sparsity["weights"]:,} weights in the linears of
-its decoder layers are exactly zero ({sparsity["sparsity"]:.2%}). Embeddings, norms, biases and the language-model head
+{base}, pruned to {pattern} sparsity: {sparsity.zeros:,} of the {sparsity.weights:,} weights in the linears of
+its decoder layers are exactly zero ({sparsity.sparsity:.2%}). Embeddings, norms, biases and the language-model head
 are dense.
 
 Pruned in one shot, without retraining, with [LLM-Barber](https://arxiv.org/abs/2408.10631). The zeros are stored like

@@ -12,7 +12,7 @@ from barber.model.decoder import Decoder
 from barber.model.weights import Weights
 from barber.run.experiment import Experiment
 from barber.run.prepare import Inputs
-from barber.run.record import RunRecord
+from barber.run.record import Initial, RunRecord
 from barber.runtime.distributed import Ranks
 from barber.walk.initial import InitialMasks
 
@@ -43,7 +43,7 @@ def initial_masks(
     with weights.showing("dense"):
         facts = (dense or ResultCache(cache, model, inputs.device, weights)).facts
     facts = facts | {"calibration": calibration.digest, "pruner": repr(pruner), "pattern": repr(experiment.pattern)}
-    facts |= {"precision": record.machine["precision"], "batch_size": record.machine["batch_size"]}
+    facts |= {"precision": record.machine.precision, "batch_size": record.machine.batch_size}
     if isinstance(pattern, Mapping):
         facts |= {"patterns": {name: str(one) for name, one in pattern.items()}}
     entry = cache.entry("initial", facts)
@@ -51,7 +51,7 @@ def initial_masks(
         if complete:
             log.info("The initial masks are known from another run.")
         masks = InitialMasks(entry.folder, complete)
-        record.initial = {"known": complete, "seconds": masks.seconds}
+        record.initial = Initial(known=complete, seconds=masks.seconds)
         yield masks
         if not complete and masks.has_all(len(Decoder(model).layers)):
             entry.complete()

@@ -27,7 +27,7 @@ def plot_losses(blocks: Sequence[BlockReport], title: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, path: Path) -> None:
+def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float | None]]], title: str, path: Path) -> None:
     """Error of every block's output against the dense model's, by stage and text; attention and MLP side by side."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from barber.data.calibration import CalibrationSet, TokenSamples, save_samples
 from barber.data.texts import TokenFile
 from barber.errors import within
-from barber.evals import Evaluation, Prepared
+from barber.evals.evaluation import Evaluation, Prepared
 from barber.model.families import family_of
 from barber.model.sources import skeleton
 from barber.run.experiment import Experiment
-from barber.run.record import RunRecord
+from barber.run.record import Calibration, Machine, RunRecord, Seeds
 from barber.runtime.distributed import Ranks, local_device
 from barber.walk.checks import check_architecture, check_methods, check_tokens, resolve_device
 
@@ -55,10 +55,9 @@ def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Pat
     check_architecture(skeleton(config), experiment.pattern)
     with within("model"):
         tokenizer = experiment.model.tokenizer()
-    record.machine = {"device": str(device), "threads": torch.get_num_threads(), "platform": platform.platform()}
-    if device.type == "cuda":
-        record.machine["gpu"] = torch.cuda.get_device_name(device)
-    record.seeds = {"run": experiment.seed}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    record.machine = Machine(str(device), torch.get_num_threads(), platform.platform(), gpu)
+    record.seeds = Seeds(experiment.seed, calibration=None)
     with within("model"):
         inputs = Inputs(device, tokenizer, experiment.engine.streams(experiment.model))
     if experiment.pruner is not None:
@@ -71,7 +70,8 @@ def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Pat
         if experiment.calibration.save is not None and ranks.leads:
             with within("calibration"):
                 save_samples(inputs.calibration, Path(experiment.calibration.save))
-        _note(inputs.calibration, record)
+        record.seeds = Seeds(experiment.seed, inputs.calibration.seed)
+        record.calibration = _described(inputs.calibration)
     if experiment.evals is not None and ranks.leads:
         inputs.evaluation = _prepare_evaluation(experiment, experiment.evals, inputs, folder)
     return inputs
@@ -92,13 +92,7 @@ def _prepare_evaluation(experiment: Experiment, evals: Evaluation, inputs: Input
     return prepared
 
 
-def _note(calibration: CalibrationSet, record: RunRecord) -> None:
+def _described(calibration: CalibrationSet) -> Calibration:
     samples, seqlen = calibration.tokens_NL.shape
-    record.seeds["calibration"] = calibration.seed
-    record.calibration = {
-        "source": calibration.source,
-        "samples": samples,
-        "seqlen": seqlen,
-        "digest": calibration.digest,
-    }
     log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)
+    return Calibration(calibration.source, samples, seqlen, calibration.digest)

@@ -3,15 +3,20 @@
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from barber.evals.results import StageResults
 from barber.runtime.files import written_whole
+from barber.runtime.plain import key_of, plain
 
 FILE = "record.json"
+VERSION = 2
+"""Of the record's form; one more whenever a key changes or goes, and `reading` then knows the form before, too."""
+
 _PACKAGES = (
     "llm-barber",
     "torch",
@@ -25,7 +30,91 @@ _PACKAGES = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
+class Git:
+    """The commit of the package's code, and whether files differ from it."""
+
+    commit: str
+    dirty: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on; None where it is not known yet, or is not of the run.
+
+    Args:
+        device, gpu: torch's name of the device, and the maker's of the GPU.
+        threads: torch's on the CPU.
+        batch_size: samples that the walk takes through a block together.
+        processes: that share the samples.
+        precision: kinds of arithmetic, of forward passes and of gradients.
+        peak_memory_bytes: of the walk.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    platform: str | None = None
+    gpu: str | None = None
+    batch_size: int | None = None
+    processes: int | None = None
+    precision: tuple[str, ...] | None = None
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The run's seed, and that of the calibration set; None: it is not drawn."""
+
+    run: int
+    calibration: int | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration set: where it is from, its samples of `seqlen` tokens each, SHA-256 of their ids."""
+
+    source: str
+    samples: int
+    seqlen: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run folder that finished layers were taken from, and how many."""
+
+    from_: str
+    layers: int
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Initial masks: whether they were known from another run, and the seconds that computing them took then or now."""
+
+    known: bool
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """All pruned linears together: the share of exact zeros, their number, the weights, the pairs exchanged."""
+
+    sparsity: float
+    zeros: int
+    weights: int
+    exchanges: int
+
+
+@dataclass(frozen=True)
+class LinearCounts:
+    """A linear's weights, the exact zeros among them, the pairs exchanged."""
+
+    weights: int
+    zeros: int
+    exchanges: int
+
+
+@dataclass(kw_only=True)
 class RunRecord:
     """What a run was told to do, what it ran on, and what came out.
 
@@ -33,70 +122,90 @@ class RunRecord:
     after is that of a run that was killed.
 
     Args:
+        version: of the record's form.
         config: the resolved config.
         overrides: the command line's share in it.
         choices: the chosen option of every config group, `experiment` among them.
-        digest: of the config, see `identity.digest_of`.
+        digest: of the config, see `identity.digest_of`; empty in the oldest records.
         tracking: where a tracker keeps the run.
-        machine: device, threads, batch size, precision; `peak_memory_bytes` is that of the walk.
-        initial: whether the initial masks were `known` from another run, and the `seconds` that computing them took
-            then or now; None: nothing was kept.
+        started, finished: ISO 8601 in UTC.
+        versions: of Python and of the packages that figures depend on.
+        git: None: the code is in no checkout.
+        initial: None: nothing was kept.
+        sparsity, linears: None and empty: nothing was pruned.
+        results: by stage of the model.
+        seconds, walk_seconds: by phase of the run, and of its walk over the decoder layers.
+        files: what lies beside the record, by what it is.
     """
 
+    version: int = VERSION
     config: dict[str, Any]
     overrides: list[str]
     choices: dict[str, str | None] = field(default_factory=dict)
     digest: str = ""
     tracking: dict[str, str] = field(default_factory=dict)
-    status: Literal["started", "success", "failed"] = "started"
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    finished: str | None = None
-    versions: dict[str, str] = field(default_factory=lambda: package_versions())
-    git: dict[str, Any] | None = field(default_factory=lambda: git_revision())
-    machine: dict[str, Any] = field(default_factory=dict)
-    seeds: dict[str, int | None] = field(default_factory=dict)
-    calibration: dict[str, Any] | None = None
-    resumed: dict[str, Any] | None = None
-    initial: dict[str, Any] | None = None
-    sparsity: dict[str, Any] | None = None
-    linears: dict[str, dict[str, int]] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    walk_seconds: dict[str, float] = field(default_factory=dict)
+    status: Literal["started", "success", "failed"]
+    started: str
+    finished: str | None
+    versions: dict[str, str]
+    git: Git | None
+    machine: Machine
+    seeds: Seeds | None
+    calibration: Calibration | None
+    resumed: Resumed | None = None
+    initial: Initial | None = None
+    sparsity: Sparsity | None
+    linears: dict[str, LinearCounts] = field(default_factory=dict)
+    results: dict[str, StageResults]
+    seconds: dict[str, float]
+    walk_seconds: dict[str, float]
     files: dict[str, str] = field(default_factory=dict)
-    error: str | None = None
+    error: str | None
     traceback: str | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        config: dict[str, Any],
+        overrides: list[str],
+        choices: dict[str, str | None] | None = None,
+        digest: str = "",
+    ) -> "RunRecord":
+        """The record of a run that begins here and now."""
+        return cls(
+            config=config,
+            overrides=overrides,
+            choices=choices or {},
+            digest=digest,
+            status="started",
+            started=_now(),
+            finished=None,
+            versions=package_versions(),
+            git=git_revision(),
+            machine=Machine(),
+            seeds=None,
+            calibration=None,
+            sparsity=None,
+            results={},
+            seconds={},
+            walk_seconds={},
+            error=None,
+        )
+
+    def content(self) -> dict[str, Any]:
+        """What record.json holds: every field, and of the parts what is known."""
+        return {key_of(one): plain(getattr(self, one.name)) for one in fields(self)}
 
     def write(self, folder: Path) -> None:
         """Write record.json, whole or not at all."""
         with written_whole(folder / FILE) as unfinished:
-            unfinished.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
+            unfinished.write_text(json.dumps(self.content(), indent=2, allow_nan=False), encoding="utf-8")
 
     def finish(self, status: Literal["success", "failed"], folder: Path) -> None:
         """Close the record."""
         self.status = status
-        self.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        self.finished = _now()
         self.write(folder)
-
-
-def successful(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that succeeded in a folder; None if there is none."""
-    try:
-        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("status") == "success" else None
-
-
-def folder_of_job(sweep: Path, name: str, digest: str) -> Path:
-    """Where a job of a sweep is, or is to go: found by its digest alone, finished ones first, else NAME-DIGEST.
-
-    Args:
-        digest: of the job's config, as many characters of it as folders' names have.
-    """
-    own = sweep / f"{name}-{digest}"
-    there = sorted(folder for folder in sweep.glob(f"*-{digest}") if folder.is_dir())
-    return next((folder for folder in there if successful(folder)), own if own in there or not there else there[0])
 
 
 def package_versions() -> dict[str, str]:
@@ -110,7 +219,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def git_revision() -> dict[str, Any] | None:
+def git_revision() -> Git | None:
     """Commit of this code and whether files differ from it; None where it is not in a git checkout."""
     folder = Path(__file__).parent
 
@@ -121,6 +230,10 @@ def git_revision() -> dict[str, Any] | None:
     try:
         if not git("ls-files", Path(__file__).name):  # installed into somebody else's repository
             return None
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return Git(git("rev-parse", "HEAD"), bool(git("status", "--porcelain")))
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,7 +7,7 @@ import logging
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from barber.run.kept import initial_masks
 from barber.run.lifecycle import recorded
 from barber.run.plots import plot_block_errors, plot_losses
 from barber.run.prepare import Inputs, prepare
-from barber.run.record import RunRecord
+from barber.run.record import Initial, LinearCounts, Resumed, RunRecord, Sparsity
 from barber.run.tracking import Tracking
 from barber.run.watching import block_by_block
 from barber.runtime.distributed import Ranks, joined
@@ -67,7 +67,7 @@ def run(
         BarberError: the run failed; the record says so too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = RunRecord(config, overrides, dict(choices or {}), digest_of(config))
+    record = RunRecord.begin(config, overrides, dict(choices or {}), digest_of(config))
     with joined() as ranks:
         if ranks.leads:
             require_idle(folder)
@@ -150,7 +150,7 @@ class _Run:
         if source is not None:
             finished = checkpoint.num_finished
             log.info("Going on with the interrupted run in %s: %d of %d layers are done.", source, finished, num_layers)
-            self.record.resumed = {"from": str(source), "layers": finished}
+            self.record.resumed = Resumed(str(source), finished)
         return checkpoint
 
     def _open(self, inputs: Inputs) -> tuple[PreTrainedModel, Weights]:
@@ -217,8 +217,8 @@ class _Run:
         assert experiment.pruner is not None and calibration is not None
         seqlen = calibration.tokens_NL.shape[1]
         batch_size = experiment.batch_size or fitting_batch_size(model.config, seqlen, inputs.device)
-        record.machine |= {"batch_size": batch_size, "processes": self.ranks.size}
-        record.machine["precision"] = [arithmetic.kind for arithmetic in experiment.precision.on(inputs.device)]
+        kinds = tuple(arithmetic.kind for arithmetic in experiment.precision.on(inputs.device))
+        record.machine = replace(record.machine, batch_size=batch_size, processes=self.ranks.size, precision=kinds)
         compares = bool(experiment.steps) and inputs.evaluation is not None and inputs.evaluation.reports("pruned")
         masks: dict[str, Tensor] = {}
 
@@ -256,21 +256,16 @@ class _Run:
             )
             if initial is not None and not initial.complete and record.resumed is None:
                 initial.took(report.initial_seconds)
-                record.initial = {"known": False, "seconds": report.initial_seconds}
-        record.machine["peak_memory_bytes"] = peak_memory(inputs.device)
+                record.initial = Initial(known=False, seconds=report.initial_seconds)
+        record.machine = replace(record.machine, peak_memory_bytes=peak_memory(inputs.device))
         self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
         self._note(report)
         return masks
 
     def _note(self, report: Report) -> None:
         self.record.walk_seconds = report.seconds
-        self.record.linears = report.linears
-        self.record.sparsity = {
-            "sparsity": report.sparsity,
-            "zeros": report.zeros,
-            "weights": report.weights,
-            "exchanges": report.exchanges,
-        }
+        self.record.linears = {name: LinearCounts(**counts) for name, counts in report.linears.items()}
+        self.record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
         if not self.ranks.leads:
             return
         self.record.write(self.folder)
@@ -298,9 +293,9 @@ class _Run:
 
     def _plot_block_errors(self) -> None:
         errors = {
-            stage: {text: result["block_errors"] for text, result in results["agreement"].items()}
+            stage: {text: result.block_errors for text, result in results.agreement.items()}
             for stage, results in self.record.results.items()
-            if "agreement" in results
+            if results.agreement
         }
         if errors:
             plot_block_errors(errors, self.experiment.name, self.folder / "block_errors.png")

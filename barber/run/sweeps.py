@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.table import Table
 
 from barber.errors import BarberError, UserError
+from barber.evals.results import StageResults
 from barber.run.display import console, headline
-from barber.run.record import FILE, RunRecord, successful
+from barber.run.reading import successful
+from barber.run.record import FILE, RunRecord
 from barber.runtime.locks import locked
+from barber.runtime.plain import plain
 
 log = logging.getLogger("barber")
 
@@ -40,7 +43,7 @@ class Job:
 
 def carry_out(
     run: Callable[[str | None], RunRecord], folder: Path, sweep: Path, digest: str, overrides: list[str], may_skip: bool
-) -> dict[str, Any] | None:
+) -> dict[str, StageResults] | None:
     """Do a job, or skip it if it is done; a failure is told and kept, and the sweep goes on.
 
     Args:
@@ -60,12 +63,12 @@ def carry_out(
         with (sweep / JOBS).open("a", encoding="utf-8") as lines:  # one write: whole, whoever else writes
             lines.write(json.dumps(asdict(job)) + "\n")
 
-    found = successful(folder)
-    if may_skip and found is not None and found.get("digest") == digest:
-        log.info("Done before, %s: %s", found["finished"], folder)
-        note("skipped")
-        return dict(found["results"])
     try:
+        found = successful(folder)
+        if may_skip and found is not None and found.digest == digest:
+            log.info("Done before, %s: %s", found.finished, folder)
+            note("skipped")
+            return found.results
         with free_gpu() as device:
             record = run(device)
     except (KeyboardInterrupt, SystemExit):
@@ -102,13 +105,13 @@ def free_gpu() -> Iterator[str | None]:
         time.sleep(1)
 
 
-def objective(results: Mapping[str, Any], key: str) -> float:
+def objective(results: Mapping[str, StageResults], key: str) -> float:
     """The figure that a search is for: `rebuilt.perplexity.wikitext2.nll_per_token`.
 
     Raises:
         UserError: the results have no such figure.
     """
-    node: Any = results
+    node = plain(results)
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
             known = ", ".join(map(str, node)) if isinstance(node, Mapping) else "nothing below it"
@@ -139,7 +142,7 @@ def summary(sweep: Path, begin: int) -> int:
         table.add_column(column, justify="right" if column in ("result", "seconds") else "left")
     for job, point in zip(jobs, points, strict=True):
         record = successful(Path(job.folder)) if job.status != "failed" else None
-        result = headline(record["results"]) if record else ""
+        result = headline(record.results) if record else ""
         table.add_row(point or Path(job.folder).name, job.status, result, f"{job.seconds:.0f}")
     console.print()
     console.print(table)

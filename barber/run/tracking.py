@@ -4,14 +4,15 @@ import logging
 import re
 import shlex
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from barber.errors import UserError
+from barber.evals.results import AgreementResult, PerplexityResult, StageResults
 from barber.run.record import RunRecord
 from barber.walk.report import BlockReport
 
@@ -132,14 +133,15 @@ class Wandb:
                 logged["results"] = wandb.Table(columns=columns, data=rows)
             if record.linears:
                 columns = ["linear", "weights", "zeros", "exchanges"]
-                data = [[name, *(counts[key] for key in columns[1:])] for name, counts in record.linears.items()]
+                data = [[name, one.weights, one.zeros, one.exchanges] for name, one in record.linears.items()]
                 logged["linears"] = wandb.Table(columns=columns, data=data)
             for picture in filter(Path.is_file, (folder / file for file in record.files.values())):
                 if picture.suffix == ".png":
                     logged[f"plots/{picture.stem}"] = wandb.Image(str(picture))
             if logged:
                 run.log(logged)
-            run.summary.update({"status": record.status, "error": record.error, **(record.sparsity or {})})
+            sparsity = asdict(record.sparsity) if record.sparsity else {}
+            run.summary.update({"status": record.status, "error": record.error, **sparsity})
             seconds = record.seconds | {f"walk/{phase}": value for phase, value in record.walk_seconds.items()}
             run.summary.update({f"seconds/{phase}": value for phase, value in seconds.items()})
         finally:
@@ -212,21 +214,22 @@ _ERRORS = {
 }
 
 
-def figures(results: dict[str, Any]) -> Iterator[tuple[str, str, str, float, float | None]]:
+def figures(results: Mapping[str, StageResults]) -> Iterator[tuple[str, str, str, float, float | None]]:
     """The figures of a record's results: stage, measure, text or task, value, standard error."""
     for stage, found in results.items():
-        for measured in (found.get("perplexity", {}), found.get("agreement", {})):
-            for text, result in measured.items():
-                for measure, error in _ERRORS.items():
-                    if result.get(measure) is not None:
-                        yield stage, measure, text, result[measure], result.get(error)
-        zero_shot = found.get("zero_shot") or {}
-        for task, result in zero_shot.get("tasks", {}).items():
-            for measure in result:
-                if measure in ("acc", "acc_norm") or f"{measure}_stderr" in result:
-                    yield stage, measure, task, result[measure], result.get(f"{measure}_stderr")
-        if zero_shot.get("mean_acc") is not None:
-            yield stage, "acc", "mean", zero_shot["mean_acc"], None
+        measured: list[Mapping[str, PerplexityResult | AgreementResult]] = [found.perplexity, found.agreement]
+        for text, result in (item for by_text in measured for item in by_text.items()):
+            for measure, error in _ERRORS.items():
+                if getattr(result, measure, None) is not None:
+                    yield stage, measure, text, getattr(result, measure), getattr(result, error)
+        if (zero_shot := found.zero_shot) is None:
+            continue
+        for name, task in zero_shot.tasks.items():
+            for measure, value in task.metrics.items():
+                if measure in ("acc", "acc_norm") or f"{measure}_stderr" in task.metrics:
+                    yield stage, measure, name, value, task.metrics.get(f"{measure}_stderr")
+        if zero_shot.mean_acc is not None:
+            yield stage, "acc", "mean", zero_shot.mean_acc, None
 
 
 def _require_answer(url: str) -> None:

@@ -1,6 +1,7 @@
 """Sweeps: nothing is computed twice, a failure stops no other job, what is done is skipped."""
 
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from barber.errors import UserError
+from barber.evals.results import StageResults
 from barber.run import identity, runner, sweeps
 from barber.run.identity import counting, digest_of
+from barber.run.reading import read
 from barber.run.record import RunRecord
 from barber.run.sweeps import objective
 from barber.walk.selection import Selection
 from barber.walk.walk import Walk
-from tests import tiny
+from tests import records, tiny
 from tests.cli.running import Result, barber, complaint
 
 
@@ -315,6 +318,38 @@ def test_a_job_is_found_in_its_folder_by_the_digest_in_its_record(tokens: Path, 
     assert record["choices"]["pruner"] == "wanda" and record["choices"]["experiment"] is None
 
 
+def rewrite(out: Path, **changes: Any) -> Path:
+    """Change the record of the only job; its file."""
+    (file,) = out.glob("*/record.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return file
+
+
+def test_a_job_that_the_version_before_has_done_is_done(tokens: Path, tmp_path: Path) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out")))
+    rewrite(tmp_path / "out", version=1)
+    out = done(barber(*sweep(tokens, tmp_path / "out")))
+    assert "0 done, 1 skipped, 0 failed" in out and re.search(r"skipped +tokens \d", out)
+
+
+def test_a_job_with_a_damaged_record_is_done_over(tokens: Path, tmp_path: Path) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out")))
+    file = rewrite(tmp_path / "out", results={"rebuilt": {"perplexity": {"tokens": {"perplexity": "3"}}}})
+    assert "1 done, 0 skipped, 0 failed" in done(barber(*sweep(tokens, tmp_path / "out")))
+    assert read(file).status == "success"
+
+
+def test_what_a_later_version_has_done_is_left_alone(tokens: Path, tmp_path: Path) -> None:
+    done(barber(*sweep(tokens, tmp_path / "out")))
+    file = rewrite(tmp_path / "out", version=3)
+    before, sentence = file.read_bytes(), "must be a record of version 2 at most, not 3: upgrade llm-barber to read it"
+    single = [argument for argument in sweep(tokens, tmp_path) if argument not in ("-m", f"hydra.sweep.dir={tmp_path}")]
+    for arguments in (sweep(tokens, tmp_path / "out"), [*single, f"hydra.run.dir={file.parent}"]):
+        result = barber(*arguments)
+        assert result.code != 0 and f"{file} {sentence}" in result.err and "Traceback" not in result.err
+        assert file.read_bytes() == before
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Searches
 
@@ -328,8 +363,21 @@ def test_a_job_is_found_in_its_folder_by_the_digest_in_its_record(tokens: Path, 
 )
 def test_an_objective_that_is_no_figure_is_refused(key: str, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
-        objective({"rebuilt": {"perplexity": {"tokens": {"nll_per_token": 2.5}}}}, key)
+        objective({"rebuilt": StageResults({"tokens": records.perplexity(20.0)})}, key)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("key", "figure"),
+    [
+        ("rebuilt.perplexity.text.nll_per_token", math.log(20.0)),
+        ("rebuilt.agreement.text.kl_divergence", 0.25),
+        ("rebuilt.zero_shot.mean_acc", 0.5),
+        ("rebuilt.zero_shot.tasks.boolq.acc_stderr", 0.1),
+    ],
+)
+def test_an_objective_is_named_by_its_keys_in_the_record(key: str, figure: float) -> None:
+    assert objective({"rebuilt": records.measured(20.0)}, key) == figure
 
 
 def test_optuna_looks_for_the_lowest_loss(tokens: Path, tmp_path: Path) -> None:
@@ -368,7 +416,7 @@ def test_a_search_without_a_figure_ends_in_a_sentence(tokens: Path, tmp_path: Pa
 
 
 def record(_: str | None) -> RunRecord:
-    return RunRecord({}, [])
+    return RunRecord.begin({}, [])
 
 
 def test_every_job_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

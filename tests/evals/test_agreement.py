@@ -15,17 +15,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.texts import Tokens
 from barber.errors import NumericsError, UserError
-from barber.evals import Agreement, Evaluation, WindowProtocol, Windows
+from barber.evals.agreement import Agreement
+from barber.evals.evaluation import Evaluation
 from barber.evals.placement import Placement
+from barber.evals.results import AgreementResult
+from barber.evals.windows import WindowProtocol, Windows
 from barber.model.decoder import Decoder
 from barber.runtime.cache import Cache
+from barber.runtime.plain import plain
 from tests import tiny
 
 CPU = torch.device("cpu")
 LENGTH = 12
 COUNT = 4 * LENGTH + 5
 
-Results = dict[str, Any]
 both = pytest.mark.parametrize("placement", ["whole", "layers"])
 
 #: The decoder layers of a model and the names of their two blocks, without the families' help.
@@ -71,7 +74,7 @@ def compare(
     batch_size: int = 3,
     placement: Placement = "whole",
     perplexity: bool = False,
-) -> Results:
+) -> AgreementResult:
     """The agreement, as a run measures it: first the dense model, then the other."""
     spec = Evaluation(
         stages=["pruned"],
@@ -83,11 +86,11 @@ def compare(
         placement=placement,
     )
     prepared = spec.prepare(None, Path("nowhere"))
-    assert prepared.measure("dense", dense, CPU, lambda what, steps: lambda done: None) == {}
+    assert prepared.measure("dense", dense, CPU, lambda what, steps: lambda done: None) is None
     results = prepared.measure("pruned", sparse, CPU, lambda what, steps: lambda done: None)
-    assert results.keys() == ({"agreement", "perplexity"} if perplexity else {"agreement"})
-    agreement: Results = results["agreement"]["text"]
-    return agreement
+    assert results is not None
+    assert plain(results).keys() == ({"agreement", "perplexity"} if perplexity else {"agreement"})
+    return results.agreement["text"]
 
 
 def divergence(p_V: list[float], q_V: list[float]) -> float:
@@ -147,14 +150,14 @@ def test_divergence_and_agreement_are_those_of_the_plain_loop(
     sparse, found = pruned(dense), windows(protocol)
     kl, same = divergences(dense, sparse, found)
     results = compare(dense, sparse, protocol, batch_size=batch_size, placement=placement)
-    assert results["kl_divergence"] == pytest.approx(statistics.mean(flat(kl)), rel=1e-3, abs=1e-7)
-    assert results["kl_standard_error"] == pytest.approx(standard_error(kl), rel=1e-3, abs=1e-7)
-    assert results["top1_agreement"] == pytest.approx(statistics.mean(flat(same)), rel=1e-6)
-    assert results["top1_standard_error"] == pytest.approx(standard_error(same), rel=1e-4)
-    assert results["kl_divergence"] > 0
-    assert (results["windows"], results["tokens"]) == (len(kl), len(flat(kl)))
-    assert found.protocol.items() <= results.items()
-    assert results["digest"] == found.digest
+    assert results.kl_divergence == pytest.approx(statistics.mean(flat(kl)), rel=1e-3, abs=1e-7)
+    assert results.kl_standard_error == pytest.approx(standard_error(kl), rel=1e-3, abs=1e-7)
+    assert results.top1_agreement == pytest.approx(statistics.mean(flat(same)), rel=1e-6)
+    assert results.top1_standard_error == pytest.approx(standard_error(same), rel=1e-4)
+    assert results.kl_divergence > 0
+    assert (results.windows, results.tokens) == (len(kl), len(flat(kl)))
+    assert results.protocol == found.protocol
+    assert results.digest == found.digest
 
 
 @both
@@ -169,9 +172,9 @@ def test_block_errors_are_shares_of_the_dense_blocks_squares(family: str, placem
         distance = sum((other[name][t] - dense_TD[t]).square().sum().item() for t in positions)
         expected[name] = distance / sum(dense_TD[t].square().sum().item() for t in positions)
     results = compare(dense, sparse, block_positions=7, placement=placement)
-    assert list(results["block_errors"]) == list(expected)
-    assert results["block_errors"] == pytest.approx(expected, rel=1e-4)
-    assert results["block_positions"] == 7
+    assert list(results.block_errors) == list(expected)
+    assert results.block_errors == pytest.approx(expected, rel=1e-4)
+    assert results.block_positions == 7
     assert all(error > 0 for error in expected.values())
 
 
@@ -180,10 +183,10 @@ def test_block_errors_are_shares_of_the_dense_blocks_squares(family: str, placem
 def test_an_unchanged_model_agrees_with_itself(name: str, placement: Placement) -> None:
     dense = tiny.model(name)
     results = compare(dense, copy.deepcopy(dense), placement=placement)
-    assert results["kl_divergence"] == 0
-    assert results["top1_agreement"] == 1
-    assert set(results["block_errors"].values()) == {0}
-    assert list(results["block_errors"]) == [
+    assert results.kl_divergence == 0
+    assert results.top1_agreement == 1
+    assert set(results.block_errors.values()) == {0}
+    assert list(results.block_errors) == [
         f"{index}.{block.name}" for index, layer in enumerate(Decoder(dense).layers) for block in layer.blocks
     ]
 
@@ -199,15 +202,18 @@ def test_the_dense_model_may_be_the_very_one_that_is_pruned_later() -> None:
     prepared.measure("dense", model, CPU, lambda what, steps: lambda done: None)
     model.load_state_dict(sparse.state_dict())
     results = prepared.measure("pruned", model, CPU, lambda what, steps: lambda done: None)
-    assert results["agreement"]["text"]["kl_divergence"] == pytest.approx(expected["kl_divergence"], rel=1e-5)
-    assert results["agreement"]["text"]["block_errors"] == pytest.approx(expected["block_errors"], rel=1e-5)
+    assert results is not None
+    assert results.agreement["text"].kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-5)
+    assert results.agreement["text"].block_errors == pytest.approx(expected.block_errors, rel=1e-5)
 
 
 def test_the_further_a_model_is_pruned_the_less_it_agrees() -> None:
     dense = tiny.model("llama")
     results = [compare(dense, pruned(dense, share)) for share in (0.2, 0.5, 0.8)]
-    for key in ("kl_divergence", "block_errors"):
-        values = [min(found[key].values()) if key == "block_errors" else found[key] for found in results]
+    for values in (
+        [found.kl_divergence for found in results],
+        [min(found.block_errors.values()) for found in results],
+    ):
         assert values == sorted(values)
 
 
@@ -220,7 +226,7 @@ def test_a_very_sure_model_has_a_finite_divergence() -> None:
     with torch.no_grad():
         p_NLV, q_NLV = (model(found.tokens_NL).logits[:, :-1].double().log_softmax(-1) for model in (dense, sparse))
     expected = (p_NLV.exp() * (p_NLV - q_NLV)).sum(-1).mean().item()
-    assert results["kl_divergence"] == pytest.approx(expected, rel=1e-4)
+    assert results.kl_divergence == pytest.approx(expected, rel=1e-4)
 
 
 def test_perplexity_is_measured_in_the_same_pass() -> None:
@@ -246,8 +252,8 @@ def test_a_block_that_gives_nothing_has_no_error() -> None:
     dense = tiny.model("llama")
     dense.model.layers[1].mlp.down_proj.weight.data.zero_()
     results = compare(dense, pruned(dense))
-    assert results["block_errors"]["1.mlp"] is None
-    assert results["block_errors"]["0.mlp"] > 0
+    assert results.block_errors["1.mlp"] is None
+    assert results.block_errors["0.mlp"] > 0
 
 
 @pytest.mark.parametrize("block_positions", [4 * LENGTH, 4 * LENGTH + 1, 10_000])
@@ -255,18 +261,18 @@ def test_no_more_positions_are_compared_than_there_are_tokens(block_positions: i
     dense = tiny.model("llama")
     sparse, found = pruned(dense), windows(WindowProtocol(LENGTH))
     results = compare(dense, sparse, block_positions=block_positions)
-    assert results["block_positions"] == 4 * LENGTH
+    assert results.block_positions == 4 * LENGTH
     other = block_outputs("llama", sparse, found)
     for name, dense_TD in block_outputs("llama", dense, found).items():
         expected = ((other[name] - dense_TD).square().sum() / dense_TD.square().sum()).item()
-        assert results["block_errors"][name] == pytest.approx(expected, rel=1e-4)
+        assert results.block_errors[name] == pytest.approx(expected, rel=1e-4)
 
 
 def test_one_window_has_no_standard_error() -> None:
     dense = tiny.model("llama")
     results = compare(dense, pruned(dense), WindowProtocol(LENGTH, max_windows=1))
-    assert results["kl_standard_error"] is None
-    assert results["top1_standard_error"] is None
+    assert results.kl_standard_error is None
+    assert results.top1_standard_error is None
 
 
 def test_a_position_is_compared_at_least() -> None:

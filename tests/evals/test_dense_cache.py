@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.texts import Text, Tokens
-from barber.evals import Agreement, Evaluation, Prepared, WindowProtocol
+from barber.evals.agreement import Agreement
+from barber.evals.evaluation import Evaluation, Prepared
 from barber.evals.placement import Placement
+from barber.evals.results import PerplexityResult, StageResults
+from barber.evals.windows import WindowProtocol
 from barber.model.decoder import Decoder
 from barber.runtime.cache import Cache
 from tests import tiny
@@ -23,7 +26,6 @@ from tests import tiny
 CPU = torch.device("cpu")
 LENGTH = 12
 
-Results = dict[str, Any]
 both = pytest.mark.parametrize("placement", ["whole", "layers"])
 kinds = pytest.mark.parametrize("agreement", [None, Agreement(10)], ids=["perplexity", "perplexity and agreement"])
 
@@ -71,9 +73,9 @@ def prepared(
     return spec.prepare(None, Path("nowhere"), Cache() if cache else None)
 
 
-def measure(model: PreTrainedModel, evaluation: Prepared, stage: Any = "dense") -> Results:
-    results: Results = evaluation.measure(stage, model, CPU, lambda what, steps: lambda done: None)
-    return results
+def measure(model: PreTrainedModel, evaluation: Prepared, stage: Any = "dense") -> StageResults:
+    results = evaluation.measure(stage, model, CPU, lambda what, steps: lambda done: None)
+    return results or StageResults()
 
 
 def never(*_: Any, **__: Any) -> None:
@@ -88,17 +90,14 @@ def at_rest(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def plain(results: Results) -> Results:
+def plain(results: StageResults) -> dict[str, PerplexityResult]:
     """The results of the perplexities without the note that they were kept."""
-    return {
-        text: {key: value for key, value in result.items() if key != "cached"}
-        for text, result in results["perplexity"].items()
-    }
+    return {text: replace(result, cached=None) for text, result in results.perplexity.items()}
 
 
-def hits(results: Results) -> list[str]:
+def hits(results: StageResults) -> list[str]:
     """The texts whose perplexity was kept."""
-    return [text for text, result in results["perplexity"].items() if "cached" in result]
+    return [text for text, result in results.perplexity.items() if result.cached is not None]
 
 
 def entries(kept: Path) -> list[Path]:
@@ -122,7 +121,7 @@ def test_kept_results_say_when_they_were_measured(kept: Path) -> None:
     measure(tiny.model(), prepared())
     (entry,) = entries(kept)
     measured = json.loads((entry / "results.json").read_text())["measured"]
-    assert measure(tiny.model(), prepared())["perplexity"]["text"]["cached"] == measured
+    assert measure(tiny.model(), prepared()).perplexity["text"].cached == measured
     assert measured.endswith("+00:00")
 
 
@@ -139,7 +138,7 @@ def test_the_same_ids_found_elsewhere_are_the_same_text(kept: Path) -> None:
     measure(tiny.model(), prepared({"text": Ids(source="the hub")}))
     results = measure(at_rest(tiny.model()), prepared({"other": Ids(source="a folder")}))
     assert hits(results) == ["other"]
-    assert results["perplexity"]["other"]["text"] == "a folder"
+    assert results.perplexity["other"].protocol.text == "a folder"
 
 
 def changed_weight(model: PreTrainedModel) -> None:
@@ -220,7 +219,7 @@ def test_so_is_an_initially_pruned_model(kept: Path) -> None:
     first = measure(tiny.model(seed=1), evaluation, "pruned")
     again = measure(at_rest(tiny.model(seed=1)), evaluation, "pruned")
     assert hits(again) == ["text"] and plain(again) == plain(first)
-    assert again["agreement"]["text"]["kl_divergence"] == first["agreement"]["text"]["kl_divergence"] > 0
+    assert again.agreement["text"].kl_divergence == first.agreement["text"].kl_divergence > 0
 
 
 def test_its_agreement_is_that_with_the_same_dense_model(kept: Path) -> None:
@@ -282,7 +281,7 @@ def test_a_broken_reference_is_measured_anew(kept: Path, damage: Callable[[Path]
     again = measure(tiny.model(), evaluation)
     assert hits(again) == []
     assert plain(again) == plain(first)
-    assert measure(tiny.model(), evaluation, "pruned")["agreement"]["text"]["kl_divergence"] == 0
+    assert measure(tiny.model(), evaluation, "pruned").agreement["text"].kl_divergence == 0
 
 
 @pytest.mark.parametrize("file", ["results.json", "reference.safetensors"])
@@ -308,7 +307,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     assert warning.getMessage().startswith("The results are not kept for other runs: ")
     assert plain(results) == plain(measure(tiny.model(), prepared(cache=False)))
     if agreement is not None:
-        assert measure(tiny.model(), evaluation, "pruned")["agreement"]["text"]["kl_divergence"] == 0
+        assert measure(tiny.model(), evaluation, "pruned").agreement["text"].kl_divergence == 0
 
 
 def test_a_full_disk_costs_a_warning_and_leaves_nothing(
@@ -330,7 +329,7 @@ def test_another_run_waits_for_the_results_instead_of_computing_them(
     kept: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow, waiting = tiny.model(), threading.Event()
-    results: list[Results] = []
+    results: list[StageResults] = []
     other = threading.Thread(target=lambda: results.append(measure(at_rest(tiny.model()), prepared())))
 
     def begin_the_other(*_: Any) -> None:
@@ -363,7 +362,7 @@ def test_a_kept_model_is_compared_with_exactly_like_a_fresh_one(
         measure(model, evaluation)
         results.append(measure(copy.deepcopy(sparse), evaluation, "rebuilt"))
     assert results[1] == results[0]
-    assert results[0]["agreement"]["one"]["kl_divergence"] > 0
+    assert results[0].agreement["one"].kl_divergence > 0
     assert len(entries(kept)) == 2
 
 
@@ -371,6 +370,6 @@ def test_agreement_alone_is_kept_too(kept: Path) -> None:
     results = []
     for model in (tiny.model(), at_rest(tiny.model())):
         evaluation = prepared(perplexity=False, agreement=Agreement(10))
-        assert measure(model, evaluation) == {}
+        assert measure(model, evaluation) == StageResults()
         results.append(measure(tiny.model(seed=1), evaluation, "rebuilt"))
     assert results[1] == results[0]

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.texts import Text, TextFiles, TokenFile, Tokens
 from barber.errors import NumericsError, UserError
-from barber.evals import Evaluation, WindowProtocol, evaluation
+from barber.evals.evaluation import Evaluation, evaluation
 from barber.evals.placement import Placement
+from barber.evals.results import PerplexityResult
+from barber.evals.windows import WindowProtocol
 from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache
+from barber.runtime.plain import plain
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -77,7 +79,7 @@ def evaluate(
     batch_size: int | None = None,
     placement: Placement = "whole",
     watch: Callable[[str, int], Callable[[int], None]] = lambda what, steps: lambda done: None,
-) -> dict[str, Any]:
+) -> PerplexityResult:
     """The results on one text, as a run has them."""
     spec = Evaluation(
         stages=["pruned"],
@@ -87,9 +89,9 @@ def evaluate(
         placement=placement,
     )
     prepared = spec.prepare(tokenizer(), Path("nowhere"))
-    results: dict[str, Any] = prepared.measure("pruned", model, CPU, watch)
-    assert results.keys() == {"perplexity"}
-    return results["perplexity"]["text"]
+    results = prepared.measure("pruned", model, CPU, watch)
+    assert results is not None and plain(results).keys() == {"perplexity"}
+    return results.perplexity["text"]
 
 
 @batch_sizes
@@ -99,11 +101,11 @@ def test_perplexity_is_the_exponential_of_the_mean_over_windows(family: str, bat
     losses = [statistics.mean(window) for window in window_losses(model, text.tokens(None).tokens_T, LENGTH)]
     results = evaluate(model, text, batch_size=batch_size)
     nll, error = statistics.mean(losses), statistics.stdev(losses) / math.sqrt(5)
-    assert results["perplexity"] == pytest.approx(math.exp(nll), rel=1e-6)
-    assert results["nll_per_token"] == pytest.approx(nll, rel=1e-6)
-    assert results["nll_standard_error"] == pytest.approx(error, rel=1e-4)
-    assert results["perplexity_standard_error"] == pytest.approx(math.exp(nll) * error, rel=1e-4)
-    assert (results["windows"], results["tokens"], results["text"]) == (5, 5 * (LENGTH - 1), "67 ids")
+    assert results.perplexity == pytest.approx(math.exp(nll), rel=1e-6)
+    assert results.nll_per_token == pytest.approx(nll, rel=1e-6)
+    assert results.nll_standard_error == pytest.approx(error, rel=1e-4)
+    assert results.perplexity_standard_error == pytest.approx(math.exp(nll) * error, rel=1e-4)
+    assert (results.windows, results.tokens, results.protocol.text) == (5, 5 * (LENGTH - 1), "67 ids")
 
 
 @pytest.mark.parametrize("bos", [False, True], ids=["without BOS", "with BOS"])
@@ -118,9 +120,9 @@ def test_overlap_and_bos_are_those_of_the_plain_loop(
     tokens = [loss for window in losses for loss in window]
     error = statistics.stdev(statistics.mean(window) for window in losses) / math.sqrt(len(losses))
     results = evaluate(model, text, WindowProtocol(LENGTH, stride, bos), batch_size=batch_size)
-    assert results["perplexity"] == pytest.approx(math.exp(statistics.mean(tokens)), rel=1e-6)
-    assert results["nll_standard_error"] == pytest.approx(error, rel=1e-4, abs=1e-6)
-    assert (results["windows"], results["tokens"]) == (len(losses), len(tokens))
+    assert results.perplexity == pytest.approx(math.exp(statistics.mean(tokens)), rel=1e-6)
+    assert results.nll_standard_error == pytest.approx(error, rel=1e-4, abs=1e-6)
+    assert (results.windows, results.tokens) == (len(losses), len(tokens))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -128,52 +130,53 @@ def test_a_model_in_bfloat16_is_measured_in_float32(family: str) -> None:
     model, text = tiny.model(family).bfloat16(), Ids(5 * LENGTH)
     losses = [loss for window in window_losses(model, text.tokens(None).tokens_T, LENGTH) for loss in window]
     results = evaluate(model, text, batch_size=1)  # bfloat16 sums depend on the batch
-    assert results["nll_per_token"] == pytest.approx(statistics.mean(losses), rel=1e-6)
+    assert results.nll_per_token == pytest.approx(statistics.mean(losses), rel=1e-6)
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
     model = tiny.model("llama")
     model.lm_head.weight.data.zero_()
-    assert evaluate(model, Ids(60))["perplexity"] == pytest.approx(tiny.VOCABULARY, rel=1e-6)
+    assert evaluate(model, Ids(60)).perplexity == pytest.approx(tiny.VOCABULARY, rel=1e-6)
 
 
 def test_a_limit_takes_the_first_windows_and_is_recorded() -> None:
     model = tiny.model("llama")
     limited = evaluate(model, Ids(60), WindowProtocol(LENGTH, max_windows=2))
     losses = window_losses(model, Ids(60).tokens(None).tokens_T, LENGTH)[:2]
-    assert limited["nll_per_token"] == pytest.approx(statistics.mean(map(statistics.mean, losses)), rel=1e-6)
-    assert (limited["windows"], limited["max_windows"]) == (2, 2)
+    assert limited.nll_per_token == pytest.approx(statistics.mean(map(statistics.mean, losses)), rel=1e-6)
+    assert (limited.windows, limited.protocol.max_windows) == (2, 2)
 
 
 def test_windows_of_several_lengths_have_a_result_each() -> None:
     model, text = tiny.model("llama"), Ids(60)
     spec = evaluation(stages=["dense"], texts={"text": text}, seqlen=[LENGTH, 5], perplexity=True)
     found = spec.prepare(None, Path("nowhere")).measure("dense", model, CPU, lambda what, steps: lambda done: None)
+    assert found is not None
     for name, length in {"text": LENGTH, "text_5": 5}.items():
         losses = [loss for window in window_losses(model, text.tokens(None).tokens_T, length) for loss in window]
-        assert found["perplexity"][name]["nll_per_token"] == pytest.approx(statistics.mean(losses), rel=1e-6)
-        assert found["perplexity"][name]["seqlen"] == length
-    assert found["perplexity"].keys() == {"text", "text_5"}
+        assert found.perplexity[name].nll_per_token == pytest.approx(statistics.mean(losses), rel=1e-6)
+        assert found.perplexity[name].protocol.seqlen == length
+    assert found.perplexity.keys() == {"text", "text_5"}
 
 
 def test_the_results_say_how_they_were_come_by() -> None:
     text, protocol = Ids(60), WindowProtocol(LENGTH, 5, True, 4)
     windows = protocol.cut(text, text.tokens(None), tokenizer())
     results = evaluate(tiny.model("llama"), text, protocol)
-    assert windows.protocol.items() <= results.items()
-    assert results["digest"] == windows.digest
+    assert results.protocol == windows.protocol
+    assert results.digest == windows.digest
 
 
 def test_one_window_has_no_standard_error() -> None:
     results = evaluate(tiny.model("llama"), Ids(LENGTH))
-    assert results["nll_standard_error"] is None
-    assert results["perplexity_standard_error"] is None
-    assert results["perplexity"] is not None
+    assert results.nll_standard_error is None
+    assert results.perplexity_standard_error is None
+    assert results.perplexity is not None
 
 
 def test_without_a_batch_size_the_results_are_the_same() -> None:
     model = tiny.model("llama")
-    results = [evaluate(model, Ids(90), batch_size=batch_size) for batch_size in (None, 1)]
+    results = [plain(evaluate(model, Ids(90), batch_size=batch_size)) for batch_size in (None, 1)]
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         assert value == (pytest.approx(results[1][key], rel=1e-5) if isinstance(value, float) else results[1][key]), key
@@ -197,10 +200,10 @@ def test_a_perplexity_beyond_all_numbers_leaves_the_loss() -> None:
     model = tiny.model("llama")
     model.lm_head.weight.data.mul_(1e5)
     results = evaluate(model, Ids(60))
-    assert results["perplexity"] is None
-    assert results["perplexity_standard_error"] is None
-    assert results["nll_per_token"] > 700
-    assert results["nll_standard_error"] > 0
+    assert results.perplexity is None
+    assert results.perplexity_standard_error is None
+    assert results.nll_per_token > 700
+    assert results.nll_standard_error > 0
 
 
 @placements

@@ -1,5 +1,7 @@
 """A text cut into windows: which tokens they hold, which of them are scored, and what the record says of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from barber.data.datasets import DataSet
 from barber.data.texts import Corpus, OfflineText, Text, Tokens
 from barber.errors import UserError
-from barber.evals import WindowProtocol, Windows
+from barber.evals.windows import WindowProtocol, Windows
 from barber.model.sources import RandomModel
+from barber.runtime.plain import plain
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=200)
 PLAIN = OfflineText("evaluation")  # no more than a text without limits of its own: it is never read
@@ -67,7 +70,7 @@ def test_the_smaller_of_the_limits_takes_the_first_windows(
     windows = cut(50, corpus(of_the_text), bos, seqlen=10, max_windows=own)
     assert torch.equal(windows.tokens_NL, cut(50, bos=bos, seqlen=10).tokens_NL[:kept])
     limits = [limit for limit in (own, of_the_text) if limit is not None]
-    assert windows.protocol["max_windows"] == min(limits, default=None)
+    assert windows.protocol.max_windows == min(limits, default=None)
 
 
 @st.composite
@@ -190,7 +193,7 @@ def test_a_limit_of_the_text_out_of_range_is_refused(limit: int) -> None:
 
 def test_the_record_says_how_the_windows_were_made() -> None:
     windows = cut(50, corpus(4), bos=True, seqlen=10, stride=7)
-    assert windows.protocol == {
+    assert plain(windows.protocol) == {
         "text": "50 ids",
         "text_tokens": 50,
         "seqlen": 10,
@@ -203,7 +206,7 @@ def test_the_record_says_how_the_windows_were_made() -> None:
 
 
 def test_only_joined_rows_have_a_separator() -> None:
-    assert cut(50, seqlen=10).protocol == {
+    assert plain(cut(50, seqlen=10).protocol) == {
         "text": "50 ids",
         "text_tokens": 50,
         "seqlen": 10,
@@ -214,18 +217,18 @@ def test_only_joined_rows_have_a_separator() -> None:
 
 
 def test_the_digest_is_that_of_the_ids_and_of_what_of_them_is_scored() -> None:
-    tokens_NL = torch.arange(24).reshape(2, 12)
+    tokens_NL, protocol = torch.arange(24).reshape(2, 12), cut(24, seqlen=12).protocol
     changed_NL = tokens_NL.clone()
     changed_NL[1, 11] = 0
     made = [
-        Windows(tokens_NL, 12, "a text", {}),
-        Windows(changed_NL, 12, "a text", {}),
-        Windows(tokens_NL, 6, "a text", {}),
-        Windows(tokens_NL.reshape(3, 8), 12, "a text", {}),
-        Windows(tokens_NL.reshape(1, 24), 12, "a text", {}),
+        Windows(tokens_NL, 12, "a text", protocol),
+        Windows(changed_NL, 12, "a text", protocol),
+        Windows(tokens_NL, 6, "a text", protocol),
+        Windows(tokens_NL.reshape(3, 8), 12, "a text", protocol),
+        Windows(tokens_NL.reshape(1, 24), 12, "a text", protocol),
     ]
     assert len({windows.digest for windows in made}) == len(made)
-    elsewhere = Windows(tokens_NL.clone(), 12, "the same text in another place", {"text": "another"})
+    elsewhere = Windows(tokens_NL.clone(), 12, "the same text in another place", replace(protocol, text="another"))
     assert elsewhere.digest == made[0].digest
-    by_columns = Windows(tokens_NL.T.contiguous().T, 12, "a text", {})
+    by_columns = Windows(tokens_NL.T.contiguous().T, 12, "a text", protocol)
     assert by_columns.digest == made[0].digest

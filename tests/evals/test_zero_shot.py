@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.config import build
 from barber.errors import BarberError, UserError
-from barber.evals import Evaluation, WindowProtocol, ZeroShot
+from barber.evals.evaluation import Evaluation
+from barber.evals.results import StageResults, ZeroShotResult
 from barber.evals.tasks import Tasks
+from barber.evals.windows import WindowProtocol
+from barber.evals.zero_shot import ZeroShot
 from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache
+from barber.runtime.plain import plain
 from tests import tiny
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "evals" / "zero_shot.yaml"
@@ -139,7 +144,7 @@ def quiet(what: str, steps: int) -> Callable[[int], None]:
     return lambda done: None
 
 
-def evaluate(spec: ZeroShot, tasks: Tasks) -> Results:
+def evaluate(spec: ZeroShot, tasks: Tasks) -> ZeroShotResult:
     with torch.no_grad():
         return spec.evaluate(model(), tokenizer(), tasks, quiet)
 
@@ -155,12 +160,12 @@ def lm_eval_itself(names: list[str], configs: Path, **options: Any) -> Results:
     return dict(found)
 
 
-def check_equal(results: Results, expected: Results, names: list[str]) -> None:
+def check_equal(results: ZeroShotResult, expected: Results, names: list[str]) -> None:
     """Every figure that lm-eval has of these tasks, and no other."""
     for name in names:
         figures = {key.removesuffix(",none"): value for key, value in expected["results"][name].items()}
         figures = {key: value for key, value in figures.items() if isinstance(value, float) and key != "alias"}
-        mine = results["tasks"][name]
+        mine = plain(results.tasks[name])
         assert {key: mine[key] for key in figures} == pytest.approx(figures, abs=1e-12), name
         assert mine.keys() - figures.keys() == {
             "version",
@@ -211,28 +216,28 @@ def seven(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ZeroSho
 
 
 @pytest.fixture(scope="module")
-def of_seven(seven: tuple[ZeroShot, Tasks, Path]) -> Results:
+def of_seven(seven: tuple[ZeroShot, Tasks, Path]) -> ZeroShotResult:
     spec, tasks, _ = seven
     return evaluate(spec, tasks)
 
 
-def test_the_figures_are_lm_evals_own(seven: tuple[ZeroShot, Tasks, Path], of_seven: Results) -> None:
+def test_the_figures_are_lm_evals_own(seven: tuple[ZeroShot, Tasks, Path], of_seven: ZeroShotResult) -> None:
     _, _, configs = seven
     assert sorted(path.stem for path in configs.iterdir()) == sorted(SEVEN)
     check_equal(of_seven, lm_eval_itself(SEVEN, configs, num_fewshot=0), SEVEN)
-    assert list(of_seven["tasks"]) == SEVEN
-    assert of_seven["lm_eval"] == lm_eval.__version__
+    assert list(of_seven.tasks) == SEVEN
+    assert of_seven.lm_eval == lm_eval.__version__
 
 
-def test_the_mean_is_that_of_the_seven_accuracies(of_seven: Results) -> None:
-    accuracies = [of_seven["tasks"][name]["acc"] for name in SEVEN]
-    assert of_seven["mean_acc"] == pytest.approx(sum(accuracies) / 7, abs=1e-12)
-    assert of_seven["mean_of"] == SEVEN
+def test_the_mean_is_that_of_the_seven_accuracies(of_seven: ZeroShotResult) -> None:
+    accuracies = [of_seven.tasks[name].acc for name in SEVEN]
+    assert of_seven.mean_acc == pytest.approx(sum(accuracies) / 7, abs=1e-12)
+    assert of_seven.mean_of == tuple(SEVEN)
     assert len(set(accuracies)) > 2  # otherwise these tests see little
 
 
-def test_the_documents_are_those_of_the_files(data: Path, of_seven: Results) -> None:
-    places = {name: str(Path(of_seven["tasks"][name]["data"])) for name in SEVEN}
+def test_the_documents_are_those_of_the_files(data: Path, of_seven: ZeroShotResult) -> None:
+    places = {name: str(Path(of_seven.tasks[name].data)) for name in SEVEN}
     assert places == {
         "boolq": str(data / "boolq/boolq_validation.jsonl"),
         "rte": str(data / "glue_rte/validation.jsonl"),
@@ -242,21 +247,21 @@ def test_the_documents_are_those_of_the_files(data: Path, of_seven: Results) -> 
         "arc_challenge": str(data / "ai2_arc/ARC-Challenge-test.jsonl"),
         "openbookqa": str(data / "openbookqa/test.jsonl"),
     }
-    for result in of_seven["tasks"].values():
-        assert (result["documents"], result["documents_in_all"]) == (DOCUMENTS, DOCUMENTS)
-    assert of_seven["limit"] is None
+    for result in of_seven.tasks.values():
+        assert (result.documents, result.documents_in_all) == (DOCUMENTS, DOCUMENTS)
+    assert of_seven.limit is None
 
 
-def test_every_stage_of_a_run_is_asked_the_same(seven: tuple[ZeroShot, Tasks, Path], of_seven: Results) -> None:
+def test_every_stage_of_a_run_is_asked_the_same(seven: tuple[ZeroShot, Tasks, Path], of_seven: ZeroShotResult) -> None:
     spec, tasks, _ = seven
     assert evaluate(spec, tasks) == of_seven
 
 
-def test_another_model_has_other_figures(seven: tuple[ZeroShot, Tasks, Path], of_seven: Results) -> None:
+def test_another_model_has_other_figures(seven: tuple[ZeroShot, Tasks, Path], of_seven: ZeroShotResult) -> None:
     spec, tasks, _ = seven
     changed = model()
     changed.model.layers[1].mlp.down_proj.weight.data.mul_(-3)
-    assert spec.evaluate(changed, tokenizer(), tasks, quiet)["tasks"] != of_seven["tasks"]
+    assert spec.evaluate(changed, tokenizer(), tasks, quiet).tasks != of_seven.tasks
 
 
 def test_a_limit_takes_the_first_documents_and_is_recorded(data: Path, tmp_path: Path) -> None:
@@ -264,26 +269,26 @@ def test_a_limit_takes_the_first_documents_and_is_recorded(data: Path, tmp_path:
     spec = shipped(data, tasks=names, limit=4)
     results = evaluate(spec, spec.prepare(tmp_path))
     check_equal(results, lm_eval_itself(names, tmp_path, num_fewshot=0, limit=4), names)
-    assert results["limit"] == 4
+    assert results.limit == 4
     for name in names:
-        assert (results["tasks"][name]["documents"], results["tasks"][name]["documents_in_all"]) == (4, DOCUMENTS)
+        assert (results.tasks[name].documents, results.tasks[name].documents_in_all) == (4, DOCUMENTS)
 
 
 def test_a_limit_beyond_the_documents_takes_them_all(data: Path, tmp_path: Path) -> None:
     spec = shipped(data, tasks=["rte"], limit=1000)
-    result = evaluate(spec, spec.prepare(tmp_path))["tasks"]["rte"]
-    assert (result["documents"], result["documents_in_all"]) == (DOCUMENTS, DOCUMENTS)
+    result = evaluate(spec, spec.prepare(tmp_path)).tasks["rte"]
+    assert (result.documents, result.documents_in_all) == (DOCUMENTS, DOCUMENTS)
 
 
-def test_boolq_is_the_same_in_both_forms_of_the_hub(data: Path, tmp_path: Path, of_seven: Results) -> None:
+def test_boolq_is_the_same_in_both_forms_of_the_hub(data: Path, tmp_path: Path, of_seven: ZeroShotResult) -> None:
     labelled = [
         {"idx": 0, "label": int(row.pop("answer")), **row} for row in copy.deepcopy(rows("boolq/boolq_validation"))
     ]
     write(tmp_path / "boolq/val.jsonl", labelled)
     spec = shipped(tmp_path, tasks=["boolq"])
-    results = evaluate(spec, spec.prepare(tmp_path / "out"))["tasks"]["boolq"]
-    expected = of_seven["tasks"]["boolq"]
-    assert (results["acc"], results["acc_stderr"]) == (expected["acc"], expected["acc_stderr"])
+    results = evaluate(spec, spec.prepare(tmp_path / "out")).tasks["boolq"]
+    expected = of_seven.tasks["boolq"]
+    assert (results.acc, results.metrics["acc_stderr"]) == (expected.acc, expected.metrics["acc_stderr"])
 
 
 def as_gzip(path: Path) -> Path:
@@ -301,16 +306,16 @@ def as_parquet(path: Path) -> Path:
 
 @pytest.mark.parametrize("convert", [as_gzip, as_parquet], ids=["gzip", "parquet"])
 def test_other_kinds_of_files_hold_the_same(
-    data: Path, tmp_path: Path, convert: Callable[[Path], Path], of_seven: Results
+    data: Path, tmp_path: Path, convert: Callable[[Path], Path], of_seven: ZeroShotResult
 ) -> None:
     shutil.copytree(data / "ai2_arc", tmp_path / "ai2_arc")
     original = tmp_path / "ai2_arc/ARC-Easy-test.jsonl"
     file = convert(original)
     original.unlink()
     spec = shipped(tmp_path, tasks=["arc_easy"])
-    result = evaluate(spec, spec.prepare(tmp_path / "out"))["tasks"]["arc_easy"]
-    assert result["data"] == str(file)
-    assert {**result, "data": ""} == {**of_seven["tasks"]["arc_easy"], "data": "", "digest": result["digest"]}
+    result = evaluate(spec, spec.prepare(tmp_path / "out")).tasks["arc_easy"]
+    assert result.data == str(file)
+    assert result == replace(of_seven.tasks["arc_easy"], data=result.data, digest=result.digest)
 
 
 def test_any_other_task_needs_but_a_pattern(tmp_path: Path) -> None:
@@ -323,7 +328,7 @@ def test_any_other_task_needs_but_a_pattern(tmp_path: Path) -> None:
     spec = shipped(tmp_path, tasks=["piqa"], files={"piqa": {"validation": "piqa/*valid*"}})
     results = evaluate(spec, spec.prepare(tmp_path / "out"))
     check_equal(results, lm_eval_itself(["piqa"], tmp_path / "out", num_fewshot=0), ["piqa"])
-    assert results["mean_acc"] == results["tasks"]["piqa"]["acc"]
+    assert results.mean_acc == results.tasks["piqa"].acc
 
 
 def test_a_task_without_a_pattern_is_told_where_to_say_it(tmp_path: Path) -> None:
@@ -338,7 +343,7 @@ def test_examples_before_a_question_come_from_the_train_file(data: Path, tmp_pat
     tasks = spec.prepare(tmp_path)
     results = evaluate(spec, tasks)
     check_equal(results, lm_eval_itself(["rte"], tmp_path, num_fewshot=shots), ["rte"])
-    assert results["tasks"]["rte"]["num_fewshot"] == shots
+    assert results.tasks["rte"].num_fewshot == shots
 
 
 def test_every_stage_of_a_run_is_shown_the_same_examples(data: Path, tmp_path: Path) -> None:
@@ -434,20 +439,20 @@ def test_the_tiny_model_of_the_configs_can_be_tried(data: Path, tmp_path: Path) 
     plain = RandomModel("llama").tokenizer()
     assert plain is not None
     spec = shipped(data, tasks=["rte"])
-    assert spec.evaluate(model(), plain, spec.prepare(tmp_path), quiet)["mean_acc"] is not None
+    assert spec.evaluate(model(), plain, spec.prepare(tmp_path), quiet).mean_acc is not None
 
 
 def evaluation(spec: ZeroShot, placement: Any = "whole") -> Evaluation:
     return Evaluation(["dense"], {}, [WindowProtocol()], perplexity=False, zero_shot=spec, placement=placement)
 
 
-def test_layer_by_layer_the_figures_are_the_same(data: Path, tmp_path: Path, of_seven: Results) -> None:
+def test_layer_by_layer_the_figures_are_the_same(data: Path, tmp_path: Path, of_seven: ZeroShotResult) -> None:
     prepared = evaluation(shipped(data), "layers").prepare(tokenizer(), tmp_path)
-    assert prepared.measure("dense", model(), CPU, quiet) == {"zero_shot": of_seven}
+    assert prepared.measure("dense", model(), CPU, quiet) == StageResults(zero_shot=of_seven)
 
 
 @pytest.fixture
-def dense(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
+def dense(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ZeroShotResult]:
     """Measures RTE of a dense model, with what is kept of earlier times at hand."""
     monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
 
@@ -456,54 +461,55 @@ def dense(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         own: PreTrainedTokenizerBase | None = None,
         folder: Path = data,
         **changes: Any,
-    ) -> Results:
+    ) -> ZeroShotResult:
         spec = shipped(folder, **{"tasks": ["rte"]} | changes)
         prepared = evaluation(spec).prepare(own or tokenizer(), tmp_path / "tasks", Cache())
-        results: Results = prepared.measure("dense", used or model(), CPU, quiet)
-        return results["zero_shot"]
+        results = prepared.measure("dense", used or model(), CPU, quiet)
+        assert results is not None and results.zero_shot is not None
+        return results.zero_shot
 
     return measure
 
 
-def test_the_dense_models_figures_are_kept(dense: Callable[..., Results]) -> None:
+def test_the_dense_models_figures_are_kept(dense: Callable[..., ZeroShotResult]) -> None:
     first = dense()
     resting = model()
     resting.forward = None
     again = dense(resting)
-    assert again.pop("cached")
-    assert again == first
+    assert again.cached
+    assert replace(again, cached=None) == first
 
 
 @pytest.mark.parametrize(
     "change", [{"limit": 4}, {"num_fewshot": 2}, {"batch_size": 3}, {"tasks": ["arc_easy"]}], ids=str
 )
-def test_another_measurement_is_made_anew(dense: Callable[..., Results], change: Row) -> None:
+def test_another_measurement_is_made_anew(dense: Callable[..., ZeroShotResult], change: Row) -> None:
     dense()
-    assert "cached" not in dense(**change)
+    assert dense(**change).cached is None
 
 
-def test_another_model_is_measured_anew(dense: Callable[..., Results]) -> None:
+def test_another_model_is_measured_anew(dense: Callable[..., ZeroShotResult]) -> None:
     dense()
     changed = model()
     changed.lm_head.weight.data[3] *= 2
-    assert "cached" not in dense(changed)
+    assert dense(changed).cached is None
 
 
-def test_another_tokenizer_is_measured_anew(dense: Callable[..., Results]) -> None:
+def test_another_tokenizer_is_measured_anew(dense: Callable[..., ZeroShotResult]) -> None:
     """The same weights are asked other questions where, say, a token goes before them."""
     dense()
     begun = tokenizer()
     begun.backend_tokenizer.post_processor = TemplateProcessing(single="! $A", special_tokens=[("!", 0)])
     assert begun("a")["input_ids"] != tokenizer()("a")["input_ids"]
-    assert "cached" not in dense(own=begun)
+    assert dense(own=begun).cached is None
 
 
-def test_other_examples_are_measured_anew(dense: Callable[..., Results], data: Path, tmp_path: Path) -> None:
+def test_other_examples_are_measured_anew(dense: Callable[..., ZeroShotResult], data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "glue_rte", tmp_path / "glue_rte")
     dense(num_fewshot=2)
-    assert "cached" in dense(folder=tmp_path, num_fewshot=2)
+    assert dense(folder=tmp_path, num_fewshot=2).cached is not None
     write(tmp_path / "glue_rte/train.jsonl", rows("glue_rte/validation", count=6, seed=2))
-    assert "cached" not in dense(folder=tmp_path, num_fewshot=2)
+    assert dense(folder=tmp_path, num_fewshot=2).cached is None
 
 
 def check_sentence(error: BarberError, *parts: str) -> None:

@@ -20,8 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from barber import NM, Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Unstructured, UserError, Wanda
 from barber.data.texts import Tokens
-from barber.evals import Agreement, Evaluation, Sample, WindowProtocol
+from barber.evals.agreement import Agreement
 from barber.evals.cache import model_digest
+from barber.evals.evaluation import Evaluation
+from barber.evals.results import StageResults
+from barber.evals.sample import Sample
+from barber.evals.windows import WindowProtocol
 from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
 from barber.model.difference import Difference
@@ -419,8 +423,8 @@ class Ids:
         return Tokens(tiny.tokens(1, 5 * 12, seed=5)[0], self.source)
 
 
-def measure(stage: Any, model: PreTrainedModel, weights: Weights, prepared: Any = None) -> dict[str, Any]:
-    results: dict[str, Any] = (prepared or evaluation()).measure(
+def measure(stage: Any, model: PreTrainedModel, weights: Weights, prepared: Any = None) -> StageResults:
+    results: StageResults = (prepared or evaluation()).measure(
         stage, model, CPU, lambda what, steps: lambda done: None, weights=weights
     )
     return results
@@ -474,9 +478,9 @@ def test_all_three_stages_are_measured_as_in_memory(
                 results.append(measure(stage, model, weights, prepared))
         found.append(results)
     assert found[0] == found[1]
-    values = [result["perplexity"]["text"]["nll_per_token"] for result in found[0]]
+    values = [result.perplexity["text"].nll_per_token for result in found[0]]
     assert len(set(values)) == 3
-    assert all({"perplexity", "sample"} <= result.keys() for result in found[0])
+    assert all(result.perplexity and result.sample for result in found[0])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])

@@ -1,6 +1,5 @@
 """Two runs side by side."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,15 @@ from safetensors.numpy import save_file
 
 import barber
 from barber import UserError
+from barber.evals.results import StageResults
+from tests import records
 
 
 def run(folder: Path, config: dict[str, Any], perplexity: float, masks: dict[str, np.ndarray] | None = None) -> Path:
     folder.mkdir()
-    results = {"rebuilt": {"perplexity": {"text": {"perplexity": perplexity, "windows": 4}}}}
-    record = {"config": config, "results": results, "walk_seconds": {"compare": 3.0, "exchange": 1.0}}
-    (folder / "record.json").write_text(json.dumps(record))
+    results = {"rebuilt": StageResults({"text": records.perplexity(perplexity)})}
+    seconds = {"compare": 3.0, "exchange": 1.0}
+    records.record(config=config, results=results, walk_seconds=seconds).write(folder)
     if masks is not None:
         save_file({key: np.packbits(bits) for key, bits in masks.items()}, folder / "masks.safetensors")
     return folder
@@ -76,6 +77,9 @@ def test_runs_without_masks_are_compared_all_the_same(folders: tuple[Path, Path]
 def test_what_is_no_run_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere must be the folder of a run, with a record\.json"):
         barber.compare(folders[0], tmp_path / "nowhere")
+    (tmp_path / "record.json").write_text("[]")
+    with pytest.raises(UserError, match=r"record\.json must be the record of a run, and is damaged or none"):
+        barber.compare(folders[0], tmp_path)
     (folders[1] / "masks.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="must be masks that export=masks has written"):
         barber.compare(*folders)

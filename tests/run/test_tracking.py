@@ -14,8 +14,11 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from barber import BlockReport
+from barber.evals.results import StageResults
+from barber.run.reading import read
 from barber.run.record import RunRecord
 from barber.run.tracking import Tracking, Wandb, figures, point
+from tests import records
 from tests.cli.running import barber, record_of, write_inputs
 
 wandb = pytest.importorskip("wandb")
@@ -40,7 +43,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def record(**values: Any) -> RunRecord:
     choices = {"model": "tiny", "pattern": "2of4", "pruner": "wanda", "rebuild": "barber", "experiment": None}
-    made = RunRecord({"seed": 1}, [], choices)
+    made = RunRecord.begin({"seed": 1}, [], choices)
     for key, value in values.items():
         setattr(made, key, value)
     return made
@@ -111,7 +114,7 @@ def test_an_offline_run_holds_config_series_results_tables_and_plots(inputs: Pat
             assert item[f"{line['block']}/{key}"] == pytest.approx(line[key], rel=1e-9)
 
     summary = summary_of(found)
-    rows = list(figures(kept["results"]))
+    rows = list(figures(read(tmp_path).results))
     measures = {row[1] for row in rows}
     assert measures == {"perplexity", "nll_per_token", "kl_divergence", "top1_agreement"}
     for stage, measure, text, value, _ in rows:
@@ -252,7 +255,7 @@ def test_whatever_breaks_costs_one_warning_and_not_the_run(
     monkeypatch.setattr(wandb, "init", init)
     tracking, kept = (
         Tracking(Wandb(mode="offline")),
-        record(results={"dense": {"perplexity": {"a": {"perplexity": 2}}}}),
+        record(results={"dense": StageResults({"a": records.perplexity(2.0)})}),
     )
     monkeypatch.setattr(wandb, "Table", lambda **_: None)
     tracking.start("name", kept, tmp_path)
@@ -286,8 +289,7 @@ def test_a_name_tells_the_point_and_nothing_twice() -> None:
 
 
 def test_accuracies_are_figures_too() -> None:
-    tasks = {"boolq": {"acc": 0.5, "acc_stderr": 0.1, "version": 2, "documents": 10}, "wsc": {"em": 1, "em_stderr": 0}}
-    rows = list(figures({"rebuilt": {"zero_shot": {"tasks": tasks, "mean_acc": 0.5}}}))
+    rows = list(figures({"rebuilt": StageResults(zero_shot=records.ZERO_SHOT)}))
     assert rows == [
         ("rebuilt", "acc", "boolq", 0.5, 0.1),
         ("rebuilt", "em", "wsc", 1, 0),

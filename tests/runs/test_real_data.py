@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.config import build
-from barber.evals import Evaluation, evaluation
+from barber.evals.evaluation import Evaluation, evaluation
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -78,11 +78,13 @@ def test_perplexity_is_that_of_the_papers_loop(
     max_windows: int,
 ) -> None:
     prepared = shipped(seqlen, max_windows).prepare(tokenizer, Path("nowhere"))
-    results = prepared.measure("dense", model, CPU, lambda what, steps: lambda done: None)["perplexity"]["wikitext2"]
+    measured = prepared.measure("dense", model, CPU, lambda what, steps: lambda done: None)
+    assert measured is not None
+    results = measured.perplexity["wikitext2"]
     expected = perplexity(model, ids, seqlen, max_windows)
-    assert results["perplexity"] == pytest.approx(expected, rel=1e-4)
-    assert (results["windows"], results["tokens"]) == (max_windows, max_windows * (seqlen - 1))
-    assert results["text_tokens"] == ids.numel()
+    assert results.perplexity == pytest.approx(expected, rel=1e-4)
+    assert (results.windows, results.tokens) == (max_windows, max_windows * (seqlen - 1))
+    assert results.protocol.text_tokens == ids.numel()
 
 
 @pytest.mark.parametrize("seqlen", [512, 2048])
