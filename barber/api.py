@@ -53,7 +53,7 @@ def prune(
         UserError: the arguments do not fit together; nothing has been changed then.
         NumericsError: NaN or infinite values; layers before the one it names are pruned.
 
-    Example:
+    Examples:
         >>> report = prune(model, tokens, pattern=NM(2, 4), pruner=Wanda(), rebuild=Barber(alpha=0.1))
         >>> report.sparsity
         0.5

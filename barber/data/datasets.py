@@ -1,7 +1,7 @@
 """Data sets: rows of text, from the Hugging Face hub or from a local folder.
 
 A data set is fetched from the hub unless `data_dir` names a folder; where the hub cannot be reached, the folder `data`
-is looked into. README.md has the layout of such a folder.
+is looked into. docs/measure.md has the layout of such a folder.
 """
 
 import glob

@@ -19,7 +19,7 @@ if [ -n "$small" ]; then
     shape() { echo --shape tiny --samples 8 --seqlen 64; }
 else
     shape() { echo --shape "$1" --samples 128 --seqlen 2048; }
-    python -m pytest -q tests/unit/test_squared_gradients.py || echo "pytest or triton is missing, or the kernel is wrong"
+    python -m pytest -q tests/runtime/test_squared_gradients.py || echo "pytest or triton is missing, or the kernel is wrong"
 fi
 
 run 7b $(shape llama2-7b)
