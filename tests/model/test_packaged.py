@@ -1,5 +1,7 @@
 """A GGUF model that is cut into the pieces of several packages is put together before it is converted."""
 
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from barber import UserError
 from barber.model import gguf as models
 from barber.model.gguf import Packaged
 from tests import tiny
+from tests.processes import launch
 
 WHOLE = bytes(range(256)) * 8
 CUTS = (0, 700, 1500, len(WHOLE))
@@ -53,6 +56,36 @@ def test_the_pieces_are_joined_in_their_order_and_converted_once(packages: Path)
     assert first == second
     assert Path(first.path).parent == packages
     assert sorted(path.suffix for path in Path(first.path).iterdir()) == [".json", ".json", ".safetensors"]
+
+
+def convert_or_wait(places: str, log: str) -> str:
+    """In a process of its own: a line in the log if the model had to be converted."""
+
+    def convert(**_: Any) -> Any:
+        with Path(log).open("a") as lines:
+            lines.write("converted\n")
+        time.sleep(0.3)
+        model = tiny.model("llama")
+        model.config.quantization_config = {}
+        return model
+
+    sys.path.insert(0, places)
+    with (
+        mock.patch.object(models.AutoModelForCausalLM, "from_pretrained", side_effect=convert),
+        mock.patch.object(models.AutoTokenizer, "from_pretrained"),
+    ):
+        return str(cut_up().config().model_type)
+
+
+def test_of_many_processes_one_converts_it_and_removes_what_a_killed_one_left(packages: Path, tmp_path: Path) -> None:
+    left = packages / f".model-{len(WHOLE)}.abc.unfinished"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    places, log = str(tmp_path / "site"), str(tmp_path / "log")
+    outcomes = launch(convert_or_wait, places, log, size=3, folder=tmp_path / "said")
+    assert [outcome.result for outcome in outcomes] == ["llama"] * 3, outcomes
+    assert Path(log).read_text() == "converted\n"
+    assert [path.name for path in packages.iterdir()] == [f"model-{len(WHOLE)}"]
 
 
 def test_a_conversion_that_fails_leaves_nothing_behind(packages: Path) -> None:

@@ -17,6 +17,7 @@ from barber.data.texts import tokenise
 from barber.methods.block import Pruned
 from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache, Entry, cache_folder
+from barber.runtime.files import written_whole
 from barber.runtime.locks import SharedLock
 from barber.walk.initial import InitialMasks
 from tests.processes import launch
@@ -106,13 +107,16 @@ def test_readers_do_not_wait_for_each_other() -> None:
 def test_a_maker_that_is_killed_leaves_the_entry_to_the_next(tmp_path: Path) -> None:
     (outcome,) = launch(killed_while_it_makes, size=1, folder=tmp_path)
     assert outcome.code == -9
-    assert made(Cache().entry("kind", {})) == b"something"
+    entry = Cache().entry("kind", {})
+    assert len(list(entry.folder.glob(".*.unfinished"))) == 1
+    assert made(entry) == b"something"
+    assert not list(entry.folder.glob(".*.unfinished"))
 
 
 def killed_while_it_makes() -> None:
     entry = Cache().entry("kind", {})
-    with entry.opened("it"):
-        (entry.folder / "content").write_bytes(b"half")
+    with entry.opened("it"), written_whole(entry.folder / "content") as unfinished:
+        unfinished.write_bytes(b"half")
         os.kill(os.getpid(), 9)
 
 
