@@ -22,28 +22,29 @@ def read(run: Path) -> RunRecord:
     """
     file = run / FILE if run.is_dir() else run
     try:
-        content = file.read_bytes()
+        content = json.loads(file.read_bytes(), parse_constant=_refuse)
     except OSError as error:
         raise UserError(f"{run} must be the folder of a run, with a {FILE}: {error}") from error
-    return parse(content, str(file))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(str(file), error) from error
+    return from_json(content, str(file))
 
 
-def parse(text: str | bytes, source: str) -> RunRecord:
-    """A record from its JSON, which `source` is to name in errors.
+def from_json(content: Any, source: str) -> RunRecord:
+    """The record that a JSON file, or a line of one, holds; errors call it `source`.
 
     Raises:
         UserError, NewerRecordError: as for `read`.
     """
     try:
-        content = typed(dict[str, Any], json.loads(text, parse_constant=_refuse))
-        written = typed(int, content.get("version", 1), "version")
+        known = typed(dict[str, Any], content)
+        written = typed(int, known.get("version", 1), "version")
         if written < 1:
             raise UserError(f"must be 1 at least, not {written}", "version")
         if written <= VERSION:
-            return typed(RunRecord, (_from_version_1(content) if written == 1 else content) | {"version": VERSION})
-    except (ValueError, RecursionError) as error:  # a UserError is a ValueError
-        reason = " ".join(str(error).split())
-        raise UserError(f"{source} must be the record of a run, and is damaged or none: {reason}") from error
+            return typed(RunRecord, (_from_version_1(known) if written == 1 else known) | {"version": VERSION})
+    except UserError as error:
+        raise _damaged(source, error) from error
     raise NewerRecordError(
         f"{source} must be a record of version {VERSION} at most, not {written}: upgrade llm-barber to read it"
     )
@@ -95,6 +96,11 @@ def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
         case "kept" | "computed" as how:
             changed["initial"] = {"known": how == "kept", "seconds": None}
     return content | changed
+
+
+def _damaged(source: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{source} must be the record of a run, and is damaged or none: {reason}")
 
 
 def _refuse(constant: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from barber.errors import UserError
 from barber.evals.results import StageResults
-from barber.run.reading import NewerRecordError, folder_of_job, parse, read, successful
+from barber.run.reading import NewerRecordError, folder_of_job, from_json, read, successful
 from barber.run.record import VERSION, Initial, Machine, RunRecord
 from barber.runtime.plain import plain
 from tests import records
@@ -172,7 +172,8 @@ def test_every_published_record_is_read() -> None:
     found = list(published())
     assert len(found) > 50
     for place, text in found:
-        content, record = json.loads(text), parse(text, place)
+        content = json.loads(text)
+        record = from_json(content, place)
         assert record.status == "success" and record.version == VERSION, place
         for key in ("results", "sparsity", "calibration", "machine", "git", "seconds"):
             assert plain(getattr(record, key)) == content[key], (place, key)
@@ -183,7 +184,7 @@ def test_every_published_record_is_read() -> None:
 
 
 def test_records_without_a_version_are_those_of_before(whole: dict[str, Any]) -> None:
-    assert parse(json.dumps(first_version(whole)), "one") == records.record()
+    assert from_json(first_version(whole), "one") == records.record()
 
 
 Change = Callable[[dict[str, Any]], Any]
@@ -206,14 +207,14 @@ Change = Callable[[dict[str, Any]], Any]
 def test_older_forms_are_known(change: Change, key: str, expected: Any, whole: dict[str, Any]) -> None:
     old = first_version(whole)
     change(old)
-    assert getattr(parse(json.dumps(old), "one"), key) == expected
+    assert getattr(from_json(old, "one"), key) == expected
 
 
 def test_a_rebuilding_of_one_component_is_one_of_one_step(whole: dict[str, Any]) -> None:
     old = first_version(whole)
     step = {"_target_": "barber.rebuild.Barber", "alpha": 0.1}
     old["config"]["rebuild"] = step
-    assert parse(json.dumps(old), "one").config["rebuild"] == {"barber": step}
+    assert from_json(old, "one").config["rebuild"] == {"barber": step}
 
 
 def test_a_later_version_is_left_alone(whole: dict[str, Any], tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ def test_whatever_stands_in_a_file_it_is_a_record_or_a_sentence(whole: dict[str,
     else:
         del place[key]
     try:
-        found: RunRecord | UserError = parse(json.dumps(content), "one")
+        found: RunRecord | UserError = from_json(content, "one")
     except UserError as error:
         found = error
     assert isinstance(found, RunRecord) or (str(found).startswith("one must be ") and "\n" not in str(found))
