@@ -62,18 +62,9 @@ def prune(
     steps = rebuild if isinstance(rebuild, Sequence) else () if rebuild is None else (rebuild,)
     keys = ["rebuild"] if len(steps) == 1 else [f"rebuild[{i}]" for i in range(len(steps))]
     check_methods(pattern, pruner, dict(zip(keys, steps, strict=True)), schedule)
-    check_architecture(model, pattern)
-    check_tokens(tokens_NL, model.config, "tokens_NL")
-    Ranks.present().require_samples(len(tokens_NL))
-    pruning = Pruning(
-        pattern,
-        pruner,
-        steps,
-        model.device if device is None else resolve_device(str(device)),
-        batch_size,
-        precision or Precision(),
-        schedule,
-    )
+    _check_inputs(model, tokens_NL, pattern)
+    place = model.device if device is None else resolve_device(str(device))
+    pruning = Pruning(pattern, pruner, steps, place, batch_size, precision or Precision(), schedule)
     return pruning.carry_out(model, tokens_NL)
 
 
@@ -101,18 +92,18 @@ def allocate(
     """
     _check_batch_size(batch_size)
     allocation.check(pattern)
-    check_architecture(model, pattern)
-    check_tokens(tokens_NL, model.config, "tokens_NL")
-    allocating = Allocating(
-        allocation,
-        pattern,
-        model.device if device is None else resolve_device(str(device)),
-        batch_size,
-        precision or Precision(),
-    )
+    _check_inputs(model, tokens_NL, pattern)
+    place = model.device if device is None else resolve_device(str(device))
+    allocating = Allocating(allocation, pattern, place, batch_size, precision or Precision())
     return allocating.carry_out(model, tokens_NL)
 
 
 def _check_batch_size(batch_size: int | None) -> None:
     if batch_size is not None and batch_size < 1:
         raise UserError(f"must be at least 1, not {batch_size}", field="batch_size")
+
+
+def _check_inputs(model: PreTrainedModel, tokens_NL: Tensor, pattern: Pattern | Mapping[str, Pattern]) -> None:
+    check_architecture(model, pattern)
+    check_tokens(tokens_NL, model.config, "tokens_NL")
+    Ranks.present().require_samples(len(tokens_NL))

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from barber.errors import UserError
 from barber.model.difference import Difference
 from barber.model.weights import Weights
-from barber.run.record import Sparsity
 from barber.runtime.files import folder_written_whole, sweep, written_whole
 from barber.runtime.tensors import Tensor
 
@@ -59,35 +58,3 @@ class MaskFile:
         with written_whole(path) as unfinished:
             save_file(masks, unfinished)
         return path
-
-
-def model_card(name: str, base: str, pattern: str, sparsity: Sparsity, config_yaml: str, update: str = "") -> str:
-    """The README.md of a pruned model: what it is, how it was made, and the exact config.
-
-    Args:
-        update: what gave the kept weights new values, if anything.
-    """
-    updated = f"\nWith reconstruction: the kept weights have new values, by {update}.\n" if update else ""
-    return f"""---
-library_name: transformers
-tags:
-- pruning
-- sparsity
-- llm-barber
----
-
-# {name}
-
-{base}, pruned to {pattern} sparsity: {sparsity.zeros:,} of the {sparsity.weights:,} weights in the linears of
-its decoder layers are exactly zero ({sparsity.sparsity:.2%}). Embeddings, norms, biases and the language-model head
-are dense.
-
-Pruned in one shot, without retraining, with [LLM-Barber](https://arxiv.org/abs/2408.10631). The zeros are stored like
-other weights: the folder is as large and the model as fast as the dense one unless a sparse kernel is used.
-{updated}
-## Config
-
-```yaml
-{config_yaml.rstrip()}
-```
-"""

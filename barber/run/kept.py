@@ -53,5 +53,8 @@ def initial_masks(
         masks = InitialMasks(entry.folder, complete)
         record.initial = Initial(known=complete, seconds=masks.seconds)
         yield masks
-        if not complete and masks.has_all(len(Decoder(model).layers)):
+        if complete:
+            return
+        record.initial = Initial(known=False, seconds=masks.seconds)
+        if masks.has_all(len(Decoder(model).layers)):
             entry.complete()

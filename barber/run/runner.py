@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from filelock import BaseFileLock
 from transformers import PreTrainedModel
 
@@ -26,15 +25,16 @@ from barber.model.engine import SOURCE
 from barber.model.sources import skeleton
 from barber.model.weights import Stage, Weights
 from barber.run import display
+from barber.run.card import model_card
 from barber.run.claim import FOLDER, begin, holds_layers, require_idle
 from barber.run.experiment import Experiment
-from barber.run.export import MaskFile, model_card
+from barber.run.export import MaskFile
 from barber.run.identity import counting, digest_of
 from barber.run.kept import initial_masks
 from barber.run.lifecycle import recorded
-from barber.run.plots import plot_block_errors, plot_losses
+from barber.run.notes import note_block_errors, note_report
 from barber.run.prepare import Inputs, prepare
-from barber.run.record import Initial, LinearCounts, Resumed, RunRecord, Sparsity
+from barber.run.record import Resumed, RunRecord
 from barber.run.tracking import Tracking
 from barber.run.watching import block_by_block
 from barber.runtime.distributed import Ranks, joined
@@ -43,7 +43,6 @@ from barber.runtime.tensors import Tensor
 from barber.runtime.timing import Stopwatch
 from barber.walk.allocation import Allocating
 from barber.walk.pruning import Pruning
-from barber.walk.report import Report
 from barber.walk.sizes import fitting_batch_size
 
 log = logging.getLogger("barber")
@@ -112,7 +111,7 @@ class _Run:
                 self._measure("pruned", model, weights, inputs)
             self._measure("rebuilt" if experiment.steps else "pruned", model, weights, inputs)
             self._export(weights, inputs, masks)
-        self._plot_block_errors()
+        note_block_errors(record, self.folder, experiment.name)
         if self.checkpoint is not None:
             self.checkpoint.remove()
             self.checkpoint = None
@@ -254,24 +253,10 @@ class _Run:
                 on_block,
                 on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
-            if initial is not None and not initial.complete and record.resumed is None:
-                initial.took(report.initial_seconds)
-                record.initial = Initial(known=False, seconds=report.initial_seconds)
         record.machine = replace(record.machine, peak_memory_bytes=peak_memory(inputs.device))
         self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
-        self._note(report)
+        note_report(record, self.folder, experiment.name, report, plots=bool(experiment.steps), leads=self.ranks.leads)
         return masks
-
-    def _note(self, report: Report) -> None:
-        self.record.walk_seconds = report.seconds
-        self.record.linears = {name: LinearCounts(**counts) for name, counts in report.linears.items()}
-        self.record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
-        if not self.ranks.leads:
-            return
-        self.record.write(self.folder)
-        if self.experiment.steps:
-            plot_losses(report.blocks, self.experiment.name, self.folder / "loss.png")
-            self.record.files["loss"] = "loss.png"
 
     def _export(self, weights: Weights, inputs: Inputs, masks: dict[str, Tensor]) -> None:
         experiment, record = self.experiment, self.record
@@ -281,25 +266,8 @@ class _Run:
             if isinstance(experiment.export, MaskFile):
                 record.files["masks"] = experiment.export.save(masks, self.folder).name
                 return
-            card = model_card(
-                name=experiment.name,
-                base=str(experiment.model),
-                pattern=str(experiment.pattern),
-                sparsity=record.sparsity,
-                config_yaml=yaml.safe_dump(record.config, sort_keys=False),
-                update=", ".join(type(step).__name__ for step in (experiment.update or {}).values()),
-            )
+            card = model_card(experiment, record)
             record.files["model"] = experiment.export.save(weights, inputs.tokenizer, card, self.folder).name
-
-    def _plot_block_errors(self) -> None:
-        errors = {
-            stage: {text: result.block_errors for text, result in results.agreement.items()}
-            for stage, results in self.record.results.items()
-            if results.agreement
-        }
-        if errors:
-            plot_block_errors(errors, self.experiment.name, self.folder / "block_errors.png")
-            self.record.files["blocks"] = "block_errors.png"
 
 
 def _seed_everything(seed: int) -> None:

@@ -51,7 +51,6 @@ def _add_tile(  # type: ignore[no-untyped-def]
     input_I = tile_I.to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
     token_L = tl.arange(0, BLOCK_L).to(tl.int64)
     inside_O, inside_I = output_O < outputs, input_I < inputs
-
     tile_OI = sum_OI + output_O[:, None] * inputs + input_I[None, :]
     inside_OI = inside_O[:, None] & inside_I[None, :]
     # Beginning with the sum itself, samples are added in the same order however they were batched.

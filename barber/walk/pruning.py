@@ -88,6 +88,8 @@ class Pruning:
             deque(map(followed.take, walk), maxlen=0)  # a loop's variable would hold a result, as large as the layer
             if checkpoint is not None:
                 checkpoint.wait()
+        if initial is not None and not initial.complete and not walk.begin:
+            initial.took(walk.initial_seconds)
         return Report(followed.blocks, walk.stopwatch.seconds, walk.initial_seconds)
 
     def _walk(

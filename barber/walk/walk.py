@@ -148,9 +148,8 @@ class Walk:
         self._selection = Selection(self.pruner, self._patterns, self.gradients, self._passes)
         self._interleaves = interleaves
         # The initial masks need inputs of their own where they are not known and may not have those of the rebuilding.
-        self._two_streams = (
-            bool(self.steps) and self.pruner.statistic is not None and not (interleaves or knows_initial)
-        )
+        needs_inputs = self.pruner.statistic is not None and not (interleaves or knows_initial)
+        self._two_streams = bool(self.steps) and needs_inputs
 
     def __iter__(self) -> Iterator[BlockResult]:
         """Prune and rebuild layer by layer; give the results of a layer's blocks when the layer is done.

@@ -89,9 +89,7 @@ def exchange_by_sums(
         givers_RI = to_prune_RI & (added_RI * sign_R1 < 0)
         growers_RI = to_grow_RI if cell is None else to_grow_RI & _in_cells_with(givers_RI, cell)
         grown_R1 = (sureness_RI * sign_R1).masked_fill(~growers_RI, -torch.inf).argmax(dim=1, keepdim=True)
-        if cell is not None:
-            place_I = torch.arange(weight_OI.shape[1], device=weight_OI.device)
-            givers_RI = givers_RI & (place_I // cell == grown_R1 // cell)
+        givers_RI = givers_RI if cell is None else givers_RI & _in_cell_of(grown_R1, givers_RI, cell)
         gone_R1 = score_RI.masked_fill(~givers_RI, torch.inf).argmin(dim=1, keepdim=True)
         after_R1 = error_R1 + added_RI.gather(1, gone_R1) - added_RI.gather(1, grown_R1)
         goes_R1 = growers_RI.gather(1, grown_R1) & givers_RI.gather(1, gone_R1)
@@ -118,3 +116,8 @@ def _in_cells_with(some_RI: Tensor, m: int) -> Tensor:
     """Which weights share their cell with one of some: (R, I)."""
     some_RCM = some_RI.view(len(some_RI), -1, m)
     return some_RCM.any(dim=2, keepdim=True).expand_as(some_RCM).reshape(some_RI.shape)
+
+
+def _in_cell_of(place_R1: Tensor, like_RI: Tensor, m: int) -> Tensor:
+    """Which weights share their cell with one of their row: (R, I)."""
+    return torch.arange(like_RI.shape[1], device=like_RI.device) // m == place_R1 // m

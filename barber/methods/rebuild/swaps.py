@@ -99,20 +99,77 @@ def exchange_exactly(
     Returns the new mask (O, I) and the number of exchanges of every row (O,), int64.
     """
     result_OI, count_O = pruned_OI.clone(), torch.zeros(len(weight_OI), dtype=torch.int64, device=weight_OI.device)
-    rows_R = torch.arange(len(weight_OI), device=weight_OI.device)
-    weight_RI, pruned_RI, offset_RI = weight_OI, pruned_OI, offset_OI
-    own_RI = weight_RI.square() * gram_II.diagonal()
-    pull_RI = weight_RI.masked_fill(~pruned_RI, 0) @ gram_II  # without D, which says nothing of what rounding can gain
-    cells = None if cell is None else _Cells.of(weight_RI, gram_II, cell)
+    rows = _Rows.of(weight_OI, gram_II, pruned_OI, cell, offset_OI)
     for _ in range(rounds):
+        exchanged_R = rows.exchange(gram_II, candidates)
+        result_OI[rows.number_R] = rows.pruned_RI
+        count_O[rows.number_R] += exchanged_R
+        if weight_OI.device.type == "cpu":  # a GPU is not asked
+            on_R = exchanged_R > 0
+            if not on_R.any():
+                break
+            if not on_R.all():
+                rows = rows.only(on_R)
+    return result_OI, count_O
+
+
+@dataclass
+class _Rows:
+    """The output rows that may still have something to exchange.
+
+    Args:
+        number_R: which ones they are.
+        own_RI: w^2 G_ii, what a weight's loss costs by itself.
+        pull_RI: r G, without D, which says nothing of what rounding can gain.
+        offset_RI: D; None: 0.
+    """
+
+    number_R: Tensor
+    weight_RI: Tensor
+    pruned_RI: Tensor
+    own_RI: Tensor
+    pull_RI: Tensor
+    offset_RI: Tensor | None
+    cells: "_Cells | None"
+
+    @classmethod
+    def of(
+        cls, weight_OI: Tensor, gram_II: Tensor, pruned_OI: Tensor, cell: int | None, offset_OI: Tensor | None
+    ) -> "_Rows":
+        """All rows of a linear."""
+        return cls(
+            torch.arange(len(weight_OI), device=weight_OI.device),
+            weight_OI,
+            pruned_OI,
+            weight_OI.square() * gram_II.diagonal(),
+            weight_OI.masked_fill(~pruned_OI, 0) @ gram_II,
+            offset_OI,
+            None if cell is None else _Cells.of(weight_OI, gram_II, cell),
+        )
+
+    def only(self, on_R: Tensor) -> "_Rows":
+        """Some of them."""
+        return _Rows(
+            self.number_R[on_R],
+            self.weight_RI[on_R],
+            self.pruned_RI[on_R],
+            self.own_RI[on_R],
+            self.pull_RI[on_R],
+            None if self.offset_RI is None else self.offset_RI[on_R],
+            None if self.cells is None else self.cells.of_rows(on_R),
+        )
+
+    def exchange(self, gram_II: Tensor, candidates: int) -> Tensor:
+        """A round: every row exchanges the best pairs of its most promising weights; how many, (R,), int64."""
+        weight_RI, pruned_RI, pull_RI = self.weight_RI, self.pruned_RI, self.pull_RI
         enough_R = -_TOLERANCE * torch.linalg.vecdot(weight_RI * pruned_RI, pull_RI).clamp(min=0)
-        whole_RI = pull_RI if offset_RI is None else pull_RI + offset_RI
+        whole_RI = pull_RI if self.offset_RI is None else pull_RI + self.offset_RI
         signed_RI = torch.where(pruned_RI, -weight_RI, weight_RI)
-        cost_RI = torch.addcmul(own_RI, signed_RI, whole_RI, value=2)
-        if cells is None:
+        cost_RI = torch.addcmul(self.own_RI, signed_RI, whole_RI, value=2)
+        if self.cells is None:
             places_RS, partners_KK = _pairs_of_row(cost_RI, pruned_RI, candidates)
         else:
-            places_RS, partners_KK = cells.pairs(cost_RI, pruned_RI, candidates)
+            places_RS, partners_KK = self.cells.pairs(cost_RI, pruned_RI, candidates)
         signed_RS = signed_RI.gather(1, places_RS)
         changed_RS = _best_pairs(
             cost_RI.gather(1, places_RS),
@@ -124,21 +181,9 @@ def exchange_exactly(
         )
         # Added up: a weight may be there twice, once as a candidate that it is not.
         flips_RI = torch.zeros_like(pruned_RI, dtype=torch.int8).scatter_add_(1, places_RS, changed_RS.to(torch.int8))
-        pruned_RI = pruned_RI ^ (flips_RI > 0)
-        result_OI[rows_R] = pruned_RI
-        exchanged_R = changed_RS.sum(dim=1) // 2
-        count_O[rows_R] += exchanged_R
-        pull_RI = pull_RI + _sum_of_rows(gram_II, places_RS, signed_RS, changed_RS)
-        if weight_OI.device.type == "cpu":  # a GPU is not asked
-            on_R = exchanged_R > 0
-            if not on_R.any():
-                break
-            if not on_R.all():
-                rows_R, weight_RI, pruned_RI = rows_R[on_R], weight_RI[on_R], pruned_RI[on_R]
-                own_RI, pull_RI = own_RI[on_R], pull_RI[on_R]
-                offset_RI = None if offset_RI is None else offset_RI[on_R]
-                cells = None if cells is None else cells.of_rows(on_R)
-    return result_OI, count_O
+        self.pruned_RI = pruned_RI ^ (flips_RI > 0)
+        self.pull_RI = pull_RI + _sum_of_rows(gram_II, places_RS, signed_RS, changed_RS)
+        return changed_RS.sum(dim=1) // 2
 
 
 def _sum_of_rows(gram_II: Tensor, places_RS: Tensor, step_RS: Tensor, changed_RS: Tensor) -> Tensor:
