@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from barber import (
+    GBLM,
     NM,
     Barber,
     BlockReport,
@@ -89,7 +90,6 @@ def run(source: Path, folder: Path, streamed: bool, scratch: Path | None = None,
     else:
         model = AutoModelForCausalLM.from_pretrained(source, config=config)
         weights = InMemory(model, checkpoint)
-    weights.restore()
     outcome = Outcome({}, [], {})
 
     def look(block: BlockReport, result: object) -> None:
@@ -185,6 +185,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no rebuilding and no inputs": {"rebuild": None, "pruner": Magnitude()},
     "interleaved": {"schedule": "interleaved"},
     "retained": {"pruner": SparseGPT(), "rebuild": Barber(alpha=0.9, retain_reconstruction=True)},
+    "gradients of the loss": {"pruner": GBLM()},
     "2:4": {"pattern": NM(2, 4), "batch_size": 7},
     "bfloat16": {"precision": Precision("bfloat16", "bfloat16")},
     "on disk": {"activations": "disk", "batch_size": 2},
