@@ -1,11 +1,12 @@
 """A run's results as a Markdown table with its protocol, from its record: python -m experiments.table RUN_FOLDER."""
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from experiments.report import sources
+from experiments.report.errors import ReportError
 
 Record = dict[str, Any]
 
@@ -88,6 +89,11 @@ def report(record: Record) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "record.json").is_file():
-        sys.exit("usage: python -m experiments.table RUN_FOLDER (a folder with a record.json)")
-    print("\n".join(report(json.loads((Path(sys.argv[1]) / "record.json").read_text(encoding="utf-8")))))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m experiments.table RUN_FOLDER (or a run of a table, TABLE.jsonl.gz#NAME)")
+    try:
+        record = sources.one(sys.argv[1])
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(report(record)))

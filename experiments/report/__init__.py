@@ -1,4 +1,5 @@
 """Tables, figures and one HTML page from the records of many runs: python -m experiments.report FOLDER... [--out DIR].
 
-It reads record.json, layers.jsonl and run.log, and nothing of the package: it runs where torch is not installed.
+It reads the folders of runs (record.json, layers.jsonl, run.log) and tables of records (`sources`), and runs where
+torch is not installed.
 """

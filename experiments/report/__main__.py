@@ -1,21 +1,23 @@
-"""The command line: python -m experiments.report FOLDER [FOLDER...] [--out DIR]."""
+"""The command line: python -m experiments.report FOLDER... [--out DIR]; a table NAME.jsonl.gz stands for a folder."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from experiments.report import figures, formats, page, paper, points, records, table
+from experiments.report import figures, formats, page, paper, points, records, sources, table
 from experiments.report.errors import ReportError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table, write everything; 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders with runs somewhere below")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="runs somewhere below, or a table of them"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; FOLDER/report by default")
     parsed = parser.parse_args(arguments)
     try:
-        written = report(parsed.folders, parsed.out or parsed.folders[0] / "report")
+        written = report(parsed.folders, parsed.out or sources.without_ending(parsed.folders[0]) / "report")
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2
@@ -25,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(folders: list[Path], out: Path) -> list[Path]:
-    """Write table, page and figures of all runs below the folders; the paths, table.md first.
+    """Write table, page and figures of all runs in folders and tables; the paths, table.md first.
 
     Raises:
         ReportError: there are no records, or paper.yaml has a mistake.

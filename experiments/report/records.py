@@ -1,14 +1,14 @@
 """The records of runs, and what a table needs to know of each."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from barber.run.identity import counts
-from experiments.report.errors import ReportError
+from experiments.report import sources
 
 STAGES = ("rebuilt", "pruned", "dense")
 _CALIBRATION_SOURCE = frozenset(["dataset", "config", "split", "revision", "windows", "separator", "column"])
@@ -41,17 +41,17 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Run:
-    """A record and the folder it lies in.
+    """A record and where it comes from.
 
     Args:
-        name: the folder, relative to the one that was asked for.
+        name: as in `sources.Found`, like `folder`.
         model: what tables call the model.
     """
 
-    folder: Path
     name: str
     model: str
     record: dict[str, Any]
+    folder: Path | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -178,12 +178,8 @@ class Run:
 
     def blocks(self) -> list[dict[str, Any]]:
         """The lines of layers.jsonl; one that a kill cut off does not count."""
-        try:
-            lines = (self.folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return []
         found = []
-        for line in lines:
+        for line in self._text("layers.jsonl").splitlines():
             try:
                 found.append(json.loads(line))
             except ValueError:
@@ -192,15 +188,18 @@ class Run:
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of run.log."""
+        return "\n".join(self._text("run.log").splitlines()[-lines:])
+
+    def _text(self, file: str) -> str:
+        """Of a file in the run's folder; empty where there is none, as for a run of a table."""
         try:
-            log = (self.folder / "run.log").read_text(encoding="utf-8", errors="replace")
+            return (self.folder / file).read_text(encoding="utf-8", errors="replace") if self.folder else ""
         except OSError:
             return ""
-        return "\n".join(log.splitlines()[-lines:])
 
 
-def read(folders: Iterable[Path], aliases: Mapping[str, str]) -> tuple[list[Run], list[Broken]]:
-    """The runs below the folders that have figures, oldest first, and those that have not.
+def read(places: Sequence[Path], aliases: Mapping[str, str]) -> tuple[list[Run], list[Broken]]:
+    """The runs in folders and tables that have figures, oldest first, and those that have not.
 
     Args:
         aliases: names of models by what configs call them.
@@ -208,20 +207,9 @@ def read(folders: Iterable[Path], aliases: Mapping[str, str]) -> tuple[list[Run]
     Raises:
         ReportError: there is no record.
     """
-    folders = list(folders)
-    files = {file.resolve(): root for root in folders for file in sorted(root.rglob("record.json"))}
-    if not files:
-        places = ", ".join(map(str, folders))
-        raise ReportError(f"There is no record.json below {places}.")
-    runs: list[Run] = []
-    broken: list[Broken] = []
-    for file, root in files.items():
-        name = file.parent.relative_to(root.resolve()).as_posix()
-        found = _read_one(file, name if name != "." else file.parent.name, aliases)
-        if isinstance(found, Run):
-            runs.append(found)
-        else:
-            broken.append(found)
+    found = sources.find(places)
+    broken = [Broken(one.name, "unreadable", one.error) for one in found if one.record is None]
+    runs = [_run(one.name, one.record, one.folder, aliases) for one in found if one.record is not None]
     runs.sort(key=lambda run: (run.record.get("started") or "", run.name))
     kept = {run.identity: run for run in runs if run.record["status"] == "success"}
     for run in runs:
@@ -244,17 +232,11 @@ def last_part(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", "")).rsplit(".", 1)[-1]
 
 
-def _read_one(file: Path, name: str, aliases: Mapping[str, str]) -> Run | Broken:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return Broken(name, "unreadable", f"{type(error).__name__}: {error}")
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "status" not in record:
-        return Broken(name, "unreadable", "record.json is not the record of a run")
+def _run(name: str, record: dict[str, Any], folder: Path | None, aliases: Mapping[str, str]) -> Run:
     rebuild = record["config"].get("rebuild") or {}
     if "_target_" in rebuild:  # of a run before there were several steps
         record["config"]["rebuild"] = {last_part(rebuild).lower(): rebuild}
-    return Run(file.parent, name, _model(record, aliases), record)
+    return Run(name, _model(record, aliases), record, folder)
 
 
 def _broken(run: Run, repeated: bool) -> Broken:

@@ -2,11 +2,9 @@ import copy
 import csv
 import html.parser
 import io
-import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,120 +14,7 @@ import yaml
 from experiments.report import figures, formats, paper, perplexities, points, records, table, walks
 from experiments.report.__main__ import main
 from experiments.report.errors import ReportError
-
-LINEARS = ("self_attn.q_proj", "mlp.down_proj")
-Write = Callable[..., Path]
-
-
-def record(
-    pruner: str | None = "Wanda",
-    perplexity: float = 60.0,
-    *,
-    alpha: float | None = None,
-    granularity: str = "output",
-    sparsity: float = 0.5,
-    nm: tuple[int, int] | None = None,
-    seed: int = 0,
-    model: str = "smollm2-135m",
-    seqlen: int = 512,
-    max_windows: int | None = 40,
-    text: str = "wikitext2",
-    calibration: tuple[int, int, str] = (16, 512, "wikitext2"),
-    walk: float = 100.0,
-    accuracy: float | None = None,
-    limit: int | None = None,
-    **more: Any,
-) -> dict[str, Any]:
-    """What barber writes, as far as a report reads it."""
-    found = {
-        "perplexity": perplexity,
-        "windows": max_windows or 10_000 // seqlen * 20,
-        "text_tokens": 10_000 // seqlen * 20 * seqlen,
-        "seqlen": seqlen,
-        "stride": seqlen,
-        "bos": False,
-        "max_windows": max_windows,
-        "digest": f"{text}-{seqlen}-{max_windows}",
-    }
-    pruned: dict[str, Any] = {"perplexity": {text: found}}
-    if accuracy is not None:
-        pruned["zero_shot"] = {"tasks": {}, "mean_of": ["boolq", "rte"], "mean_acc": accuracy, "limit": limit}
-    dense = {"perplexity": {text: found | {"perplexity": 28.74}}}
-    rebuild = None
-    if alpha is not None:
-        metric = {"_target_": "barber.metrics.WeightGradient"}
-        rebuild = {
-            "_target_": "barber.rebuild.Barber",
-            "alpha": alpha,
-            "granularity": granularity,
-            "metric": metric,
-        }
-    samples, tokens, source = calibration
-    pattern = {"_target_": "barber.patterns.Unstructured", "sparsity": sparsity}
-    if nm:
-        pattern = {"_target_": "barber.patterns.NM", "n": nm[0], "m": nm[1]}
-    stage = "rebuilt" if rebuild else "pruned"
-    content = {
-        "config": {
-            "name": "a_run",
-            "seed": seed,
-            "model": {"_target_": "barber.models.Packaged", "file": "x.gguf"},
-            "pattern": pattern,
-            "pruner": {"_target_": f"barber.pruners.{pruner}"} if pruner else None,
-            "rebuild": rebuild,
-            "calibration": {
-                "_target_": "barber.calibration.hub",
-                "nsamples": samples,
-                "seqlen": tokens,
-                "seed": seed,
-            },
-            "evals": {"seqlen": seqlen, "max_windows": max_windows, "bos": False},
-        },
-        "choices": {"model": model, "calibration": source},
-        "overrides": ["pruner=wanda"],
-        "status": "success",
-        "started": "2026-01-01T00:00:00+00:00",
-        "versions": {"torch": "2.6"},
-        "git": {"commit": "abc123", "dirty": False},
-        "machine": {"device": "cpu"},
-        "calibration": {"samples": samples, "seqlen": tokens},
-        "linears": {
-            f"model.layers.{layer}.{linear}": {"weights": 100, "zeros": 50, "exchanges": layer + 1 if alpha else 0}
-            for layer in range(3)
-            for linear in LINEARS
-        },
-        "results": {"dense": dense, stage: pruned} if pruner else {"dense": dense},
-        "seconds": {"walk": walk},
-        "walk_seconds": {"statistics": walk / 4, "exchange": walk * 3 / 4},
-        "error": None,
-    }
-    return content | more
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Writes a run's folder, each a minute after the one before."""
-    count = iter(range(1000))
-
-    def write(name: str | None = None, *arguments: Any, **settings: Any) -> Path:
-        number = next(count)
-        folder = tmp_path / (name or f"run{number:02}")
-        folder.mkdir(parents=True)
-        content = record(*arguments, **settings)
-        content.setdefault("digest", f"digest{number}")
-        content["started"] = f"2026-01-01T{number // 60:02}:{number % 60:02}:00+00:00"
-        (folder / "record.json").write_text(json.dumps(content))
-        (folder / "run.log").write_text("first\nthe end of the log </pre><script>boom()</script>\n")
-        if content["config"]["rebuild"]:
-            blocks = [
-                {"layer": layer, "block": block, "loss_before": 2.0, "loss_after": 1.0}
-                for layer in range(3)
-                for block in ("attention", "mlp")
-            ]
-            (folder / "layers.jsonl").write_text("\n".join(map(json.dumps, blocks)) + '\n{"layer": 3, "blo')
-        return folder
-
-    return write
+from tests.experiments.making import Write, record
 
 
 def built(folder: Path, published: paper.Paper | None = None) -> table.Table:
@@ -488,7 +373,7 @@ def test_shares_of_exchanged_weights(write: Write, tmp_path: Path) -> None:
 def test_a_folder_without_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     captured = capsys.readouterr()
-    assert captured.err == f"There is no record.json below {tmp_path}.\n"
+    assert captured.err == f"There is no record.json and no table (*.jsonl.gz) below {tmp_path}.\n"
     assert captured.out == ""
 
 

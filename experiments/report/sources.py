@@ -1,0 +1,157 @@
+"""Where records come from: the folders of runs, and tables, which hold the records of many runs in one small file.
+
+A table NAME.jsonl.gz stands for a folder NAME of runs: a line of JSON a run, with its name under `run` and what is in
+its record.json, but for rows a linear and what is of use in the run's folder only (`python -m experiments.pack`).
+"""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from experiments.report.errors import ReportError
+
+FILE = "record.json"
+TABLE = ".jsonl.gz"
+# Rows a linear, which are most of a record; the folder's other files; where the code of a failed run stood.
+_LEFT_OUT = frozenset(["linears", "files", "traceback"])
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run that was found.
+
+    Args:
+        name: of its folder or in its table, relative to the place that was asked for; of several places, with theirs
+            in front.
+        record: None: it cannot be read.
+        folder: None: the run is one of a table.
+        error: why the record cannot be read.
+    """
+
+    name: str
+    record: Record | None = None
+    folder: Path | None = None
+    error: str = ""
+
+
+def find(places: Sequence[Path]) -> list[Found]:
+    """The runs in folders and tables, each once.
+
+    Raises:
+        ReportError: there are none, or a place is no such thing.
+    """
+    files: dict[Path, tuple[Path, PurePath]] = {}
+    for place in places:
+        prefix = PurePath(without_ending(place.resolve()).name if len(places) > 1 else "")
+        for file in _files(place):
+            inner = PurePath() if file == place else _stands_for(file).relative_to(place)
+            files.setdefault(file.resolve(), (file, prefix / inner))
+    if not files:
+        raise ReportError(f"There is no {FILE} and no table (*{TABLE}) below {', '.join(map(str, places))}.")
+    return [run for file, name in files.values() for run in _runs(file, name)]
+
+
+def one(run: str) -> Record:
+    """The record of a run, given by its folder or as TABLE#NAME.
+
+    Raises:
+        ReportError: there is none, or it cannot be read.
+    """
+    file, mark, name = run.rpartition("#")
+    if mark and file.endswith(TABLE):
+        records = read(Path(file))
+        if name not in records:
+            raise ReportError(f"{file} has no run {name!r}; there is {', '.join(records)}.")
+        return records[name]
+    if run.endswith(TABLE):
+        raise ReportError(f"{run} is a table: give a run of it as {run}#NAME; there is {', '.join(read(Path(run)))}.")
+    return _read_one(Path(run) / FILE)
+
+
+def read(table: Path) -> dict[str, Record]:
+    """The records of a table by the names of their runs.
+
+    Raises:
+        ReportError: it is none.
+    """
+    records: dict[str, Record] = {}
+    try:
+        with gzip.open(table, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                record = _checked(json.loads(line))
+                records[record.pop("run")] = record
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+        raise ReportError(f"{table} cannot be read as a table of records: {_reason(error)}.") from error
+    return records
+
+
+def write(table: Path, records: Mapping[str, Record]) -> None:
+    """Write a table, whole or not at all; the same bytes for the same records, by the names of their runs."""
+    lines = [
+        json.dumps(
+            {"run": name} | {key: value for key, value in records[name].items() if key not in _LEFT_OUT},
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+        )
+        for name in sorted(records)
+    ]
+    unfinished = table.with_name(f".{table.name}.unfinished")
+    with unfinished.open("wb") as file:
+        file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(table)
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_file():
+        return sorted([*place.rglob(FILE), *place.rglob(f"*{TABLE}")])
+    if not place.name.endswith(TABLE):
+        raise ReportError(f"{place} is neither a folder nor a table (*{TABLE}).")
+    return [place]
+
+
+def without_ending(place: Path) -> Path:
+    """The folder that a table stands for; a folder as it is."""
+    return place.with_name(place.name.removesuffix(TABLE))
+
+
+def _stands_for(file: Path) -> Path:
+    """The folder of a record, or the one that a table stands for."""
+    return file.parent if file.name == FILE else without_ending(file)
+
+
+def _runs(file: Path, name: PurePath) -> Iterator[Found]:
+    alone = name.as_posix() if name.parts else _stands_for(file.resolve()).name
+    try:
+        if file.name == FILE:
+            yield Found(alone, _read_one(file), file.parent)
+        else:
+            yield from [Found((name / run).as_posix(), record) for run, record in read(file).items()]
+    except ReportError as error:
+        yield Found(alone, error=str(error))
+
+
+def _read_one(file: Path) -> Record:
+    try:
+        return _checked(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{file} cannot be read as the record of a run: {_reason(error)}.") from error
+
+
+def _checked(content: Any) -> Record:
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict) or "status" not in content:
+        raise ValueError("config or status is missing")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
