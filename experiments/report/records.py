@@ -233,9 +233,6 @@ def last_part(node: Mapping[str, Any]) -> str:
 
 
 def _run(name: str, record: dict[str, Any], folder: Path | None, aliases: Mapping[str, str]) -> Run:
-    rebuild = record["config"].get("rebuild") or {}
-    if "_target_" in rebuild:  # of a run before there were several steps
-        record["config"]["rebuild"] = {last_part(rebuild).lower(): rebuild}
     return Run(name, _model(record, aliases), record, folder)
 
 

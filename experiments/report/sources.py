@@ -6,16 +6,19 @@ its record.json, but for rows a linear and what is of use in the run's folder on
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from barber.errors import UserError
+from barber.run import reading
+from barber.run.reading import from_json
+from barber.run.record import FILE
+from barber.runtime.files import written_whole
 from experiments.report.errors import ReportError
 
-FILE = "record.json"
 TABLE = ".jsonl.gz"
 # Rows a linear, which are most of a record; the folder's other files; where the code of a failed run stood.
 _LEFT_OUT = frozenset(["linears", "files", "traceback"])
@@ -85,10 +88,11 @@ def read(table: Path) -> dict[str, Record]:
     try:
         with gzip.open(table, "rt", encoding="utf-8") as lines:
             for line in lines:
-                record = _checked(json.loads(line))
-                records[record.pop("run")] = record
-    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
-        raise ReportError(f"{table} cannot be read as a table of records: {_reason(error)}.") from error
+                content = json.loads(line)
+                name = content.pop("run")
+                records[name] = from_json(content, f"{table}#{name}").content()
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.error) as error:
+        raise ReportError(f"{table} cannot be read as a table of records: {error}.") from error
     return records
 
 
@@ -103,12 +107,8 @@ def write(table: Path, records: Mapping[str, Record]) -> None:
         )
         for name in sorted(records)
     ]
-    unfinished = table.with_name(f".{table.name}.unfinished")
-    with unfinished.open("wb") as file:
-        file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(table)
+    with written_whole(table) as unfinished:
+        unfinished.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
 
 
 def _files(place: Path) -> list[Path]:
@@ -142,16 +142,6 @@ def _runs(file: Path, name: PurePath) -> Iterator[Found]:
 
 def _read_one(file: Path) -> Record:
     try:
-        return _checked(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{file} cannot be read as the record of a run: {_reason(error)}.") from error
-
-
-def _checked(content: Any) -> Record:
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict) or "status" not in content:
-        raise ValueError("config or status is missing")
-    return content
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+        return reading.read(file).content()
+    except UserError as error:
+        raise ReportError(str(error)) from error

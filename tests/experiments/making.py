@@ -1,5 +1,6 @@
 """Records as barber writes them, without a run."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ def record(
     """What barber writes, as far as a report reads it."""
     found = {
         "perplexity": perplexity,
+        "perplexity_standard_error": None,
+        "nll_per_token": math.log(perplexity),
+        "nll_standard_error": None,
         "windows": max_windows or 10_000 // seqlen * 20,
+        "tokens": (max_windows or 10_000 // seqlen * 20) * (seqlen - 1),
+        "text": "a file",
         "text_tokens": 10_000 // seqlen * 20 * seqlen,
         "seqlen": seqlen,
         "stride": seqlen,
@@ -40,7 +46,8 @@ def record(
     }
     pruned: dict[str, Any] = {"perplexity": {text: found}}
     if accuracy is not None:
-        pruned["zero_shot"] = {"tasks": {}, "mean_of": ["boolq", "rte"], "mean_acc": accuracy, "limit": limit}
+        whole = {"tasks": {}, "lm_eval": "0.4.13"}
+        pruned["zero_shot"] = {**whole, "mean_of": ["boolq", "rte"], "mean_acc": accuracy, "limit": limit}
     dense = {"perplexity": {text: found | {"perplexity": 28.74}}}
     rebuild = None
     if alpha is not None:
@@ -76,10 +83,13 @@ def record(
         "overrides": ["pruner=wanda"],
         "status": "success",
         "started": "2026-01-01T00:00:00+00:00",
+        "finished": None,
         "versions": {"torch": "2.6"},
         "git": {"commit": "abc123", "dirty": False},
         "machine": {"device": "cpu"},
-        "calibration": {"samples": samples, "seqlen": tokens},
+        "seeds": {"run": seed},
+        "calibration": {"source": source, "samples": samples, "seqlen": tokens, "digest": "c4"},
+        "sparsity": None,
         "linears": {
             f"model.layers.{layer}.{linear}": {"weights": 100, "zeros": 50, "exchanges": layer + 1 if alpha else 0}
             for layer in range(3)
