@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from barber.run import reading
 from experiments.pack import main as pack
 from experiments.report import sources
 from experiments.report.__main__ import main as report
@@ -69,7 +70,7 @@ def test_tables_below_a_folder_stand_for_folders(write: Write, tmp_path: Path) -
 
 def test_a_table_holds_all_of_a_record_but_rows_a_linear(write: Write, tmp_path: Path) -> None:
     folder = write("one", alpha=0.1, folder="sweep", files={"loss": "loss.png"}, traceback=None)
-    whole = json.loads((folder / "record.json").read_text())
+    whole = reading.read(folder).content()
     table = packed(tmp_path)
     (line,) = lines(table)
     assert line.pop("run") == "one"
@@ -120,7 +121,7 @@ def test_mistakes_in_packing_are_one_sentence_and_leave_the_table_as_it_was(
             f"{sweep / 't.jsonl.gz'} lies in {sweep}, where a report would find its runs twice",
         ),
         ([table, tmp_path / "one" / "x", tmp_path / "two" / "x"], "2 of the runs are called x/run"),
-        ([table, tmp_path / "torn"], f"{torn} cannot be read as the record of a run: JSONDecodeError"),
+        ([table, tmp_path / "torn"], f"{torn} must be the record of a run, and is damaged or none"),
         ([table, tmp_path / "torn" / "record.json"], f"{torn} is neither a folder nor a table (*.jsonl.gz)."),
         ([tmp_path / "no" / "t.jsonl.gz", tmp_path / "one"], f"{tmp_path / 'no' / 't.jsonl.gz'} cannot be written"),
     ):
@@ -155,7 +156,7 @@ def test_a_run_of_a_table_is_compared_like_a_folder(write: Write, tmp_path: Path
     table = packed(tmp_path)
     found = run("experiments.diff", f"{table}#a", str(other))
     assert (found.returncode, found.stderr) == (0, "")
-    assert "  rebuild.alpha: 0.1 | 0.5" in found.stdout.splitlines()
+    assert "  rebuild.barber.alpha: 0.1 | 0.5" in found.stdout.splitlines()
     assert "  rebuilt.perplexity.wikitext2.perplexity: 60.0000 | 66.0000 (+10.00%)" in found.stdout.splitlines()
     missing = run("experiments.diff", f"{table}#a", f"{table}#c")
     assert (missing.returncode, missing.stderr) == (2, f"{table} has no run 'c'; there is a, b.\n")
