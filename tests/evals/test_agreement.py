@@ -179,7 +179,7 @@ def test_block_errors_are_shares_of_the_dense_blocks_squares(family: str, placem
 
 
 @both
-@pytest.mark.parametrize("name", list(tiny.CONFIGS))
+@pytest.mark.parametrize("name", tiny.DESCRIPTIONS)
 def test_an_unchanged_model_agrees_with_itself(name: str, placement: Placement) -> None:
     dense = tiny.model(name)
     results = compare(dense, copy.deepcopy(dense), placement=placement)
