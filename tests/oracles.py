@@ -141,19 +141,13 @@ class Sparsity:
 
 def magnitude(weight_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
     """The mask of magnitude pruning."""
-    score = np.abs(weight_OI)
-    if sparsity.m is not None:
-        return _prune_cells(score, sparsity)
-    return np.array(up_to_threshold(score.flatten().tolist(), sparsity.ratio)).reshape(score.shape)
+    return lowest_of_all(np.abs(weight_OI), sparsity)
 
 
 def wanda(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity) -> np.ndarray:
     """The mask of Wanda."""
     second_moment = np.mean([[sum(x_L**2) for x_L in x_LI.astype(np.float64).T] for x_LI in inputs], axis=0)
-    score = np.abs(weight_OI) * np.sqrt(second_moment)
-    if sparsity.m is not None:
-        return _prune_cells(score, sparsity)
-    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score])
+    return lowest_of_rows(np.abs(weight_OI) * np.sqrt(second_moment), sparsity)
 
 
 def ria(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity, whole: bool) -> np.ndarray:
@@ -163,11 +157,21 @@ def ria(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity,
     for o, i in np.ndindex(*size.shape):
         relative = size[o, i] / sum(size[:, i]) + size[o, i] / sum(size[o])
         score[o, i] = relative * second_moment[i] ** 0.25
+    return lowest_of_all(score, sparsity) if whole else lowest_of_rows(score, sparsity)
+
+
+def lowest_of_rows(score_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
+    """Prune the lowest scores of every row, or of every cell."""
     if sparsity.m is not None:
-        return _prune_cells(score, sparsity)
-    if whole:
-        return np.array(up_to_threshold(score.flatten().tolist(), sparsity.ratio)).reshape(score.shape)
-    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score])
+        return _prune_cells(score_OI, sparsity)
+    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score_OI])
+
+
+def lowest_of_all(score_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
+    """Prune all scores up to the threshold of the whole matrix, or the lowest of every cell."""
+    if sparsity.m is not None:
+        return _prune_cells(score_OI, sparsity)
+    return np.array(up_to_threshold(score_OI.flatten().tolist(), sparsity.ratio)).reshape(score_OI.shape)
 
 
 def _prune_cells(score: np.ndarray, sparsity: Sparsity) -> np.ndarray:
