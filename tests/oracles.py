@@ -141,19 +141,13 @@ class Sparsity:
 
 def magnitude(weight_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
     """The mask of magnitude pruning."""
-    score = np.abs(weight_OI)
-    if sparsity.m is not None:
-        return _prune_cells(score, sparsity)
-    return np.array(up_to_threshold(score.flatten().tolist(), sparsity.ratio)).reshape(score.shape)
+    return lowest_of_all(np.abs(weight_OI), sparsity)
 
 
 def wanda(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity) -> np.ndarray:
     """The mask of Wanda."""
     second_moment = np.mean([[sum(x_L**2) for x_L in x_LI.astype(np.float64).T] for x_LI in inputs], axis=0)
-    score = np.abs(weight_OI) * np.sqrt(second_moment)
-    if sparsity.m is not None:
-        return _prune_cells(score, sparsity)
-    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score])
+    return lowest_of_rows(np.abs(weight_OI) * np.sqrt(second_moment), sparsity)
 
 
 def ria(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity, whole: bool) -> np.ndarray:
@@ -163,11 +157,21 @@ def ria(weight_OI: np.ndarray, inputs: Sequence[np.ndarray], sparsity: Sparsity,
     for o, i in np.ndindex(*size.shape):
         relative = size[o, i] / sum(size[:, i]) + size[o, i] / sum(size[o])
         score[o, i] = relative * second_moment[i] ** 0.25
+    return lowest_of_all(score, sparsity) if whole else lowest_of_rows(score, sparsity)
+
+
+def lowest_of_rows(score_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
+    """Prune the lowest scores of every row, or of every cell."""
     if sparsity.m is not None:
-        return _prune_cells(score, sparsity)
-    if whole:
-        return np.array(up_to_threshold(score.flatten().tolist(), sparsity.ratio)).reshape(score.shape)
-    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score])
+        return _prune_cells(score_OI, sparsity)
+    return np.array([lowest(row.tolist(), int(len(row) * sparsity.ratio)) for row in score_OI])
+
+
+def lowest_of_all(score_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
+    """Prune all scores up to the threshold of the whole matrix, or the lowest of every cell."""
+    if sparsity.m is not None:
+        return _prune_cells(score_OI, sparsity)
+    return np.array(up_to_threshold(score_OI.flatten().tolist(), sparsity.ratio)).reshape(score_OI.shape)
 
 
 def _prune_cells(score: np.ndarray, sparsity: Sparsity) -> np.ndarray:
@@ -237,13 +241,13 @@ def mean_squared_gradient(
 
 
 @dataclass
-class TwoPasses:
-    """What the two passes leave behind.
+class Walked:
+    """What a walk leaves behind.
 
     Args:
-        initial: the mask of every linear after step 1.
-        final: its mask after step 2.
-        weight: its weight after step 2.
+        initial: the mask of every linear that the pruner gave it.
+        final: its mask after the rebuilding.
+        weight: its weight after the rebuilding.
         loss_before: of every block in the order of the walk, the mean loss of the initial masks.
         loss_after: the same of the rebuilt masks.
     """
@@ -255,117 +259,143 @@ class TwoPasses:
     loss_after: list[float] = field(default_factory=list)
 
 
-def two_passes(
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def walk(
     model: PreTrainedModel,
     tokens_NL: torch.Tensor,
     method: str,
     sparsity: Sparsity,
+    schedule: str = "paper",
     *,
     alpha: float,
     granularity: str = "output",
     retain: bool = False,
-) -> TwoPasses:
-    """The paper's procedure on a llama: prune the whole model first, then rebuild the whole model.
+) -> Walked:
+    """A llama pruned and rebuilt one sample at a time, with a dense copy beside the sparse one.
 
-    One sample at a time, through whole layers, with a dense copy of the model beside the sparse one.
+    The paper's procedure prunes the whole model first, layer after layer, and then rebuilds the whole model, block
+    after block. Interleaved, a block gets its initial mask right before it is rebuilt, on the inputs that come through
+    everything before it, rebuilt.
     """
     dense, sparse = copy.deepcopy(model), copy.deepcopy(model)
-    result = TwoPasses()
-    samples, arguments = _layer_arguments(dense, tokens_NL)
-
-    hidden = list(samples)
-    for index, layer in enumerate(sparse.model.layers):
-        linears = _linears(layer)
-        inputs: dict[str, list[np.ndarray]] = {name: [] for name in linears}
-        hooks = [
-            module.register_forward_pre_hook(lambda _, args, seen=inputs[name]: seen.append(args[0][0].numpy()))
-            for name, module in linears.items()
-        ]
-        with torch.no_grad():
-            for x_1LD in hidden:
-                layer(x_1LD, **arguments)
-        for hook in hooks:
-            hook.remove()
-        for name, module in linears.items():
-            weight = module.weight.detach().numpy()
-            if method == "sparsegpt":
-                mask, weight = sparsegpt(weight, inputs[name], sparsity)
-            else:
-                mask = magnitude(weight, sparsity) if method == "magnitude" else wanda(weight, inputs[name], sparsity)
-            result.initial[f"model.layers.{index}.{name}"] = torch.from_numpy(mask)
-            module.weight.data = torch.from_numpy(np.where(mask, 0, weight)).float()
-        with torch.no_grad():
-            hidden = [layer(x_1LD, **arguments) for x_1LD in hidden]
-
-    hidden = list(samples)
+    result = Walked()
+    first = [
+        _call_of(dense.model.layers[0], dense, ((tokens_L[None],), {"use_cache": False})) for tokens_L in tokens_NL
+    ]
+    calls = first
+    if schedule == "paper":
+        for index, layer in enumerate(sparse.model.layers):
+            _prune(layer, f"model.layers.{index}.", _fed(layer, calls), method, sparsity, result)
+            calls = _next_layers(layer, calls)
+    calls = first
     for index, layer in enumerate(sparse.model.layers):
         for part in ("self_attn", "mlp"):
             block, dense_block = getattr(layer, part), getattr(dense.model.layers[index], part)
             prefix = f"model.layers.{index}.{part}."
-            pruned = {name: result.initial[prefix + name] for name in _linears(block)}
-
-            def loss(x_1LD: torch.Tensor, layer=layer, block=block, dense_block=dense_block) -> torch.Tensor:
-                seen: dict[str, Any] = {}
-                hook = block.register_forward_hook(
-                    lambda _, args, kwargs, output: seen.update(args=args, kwargs=kwargs, output=output),
-                    with_kwargs=True,
-                )
-                with torch.no_grad():
-                    layer(x_1LD, **arguments)
-                hook.remove()
-                y_dense, y_sparse = _first(dense_block(*seen["args"], **seen["kwargs"])), _first(seen["output"])
-                return (y_dense - y_sparse).square().mean()
-
-            weights = {name: module.weight for name, module in _linears(dense_block).items()}
-            squared, losses = mean_squared_gradient(loss, weights, hidden)
-            result.loss_before.append(math.fsum(losses) / len(losses))
-            kept = {name: weight.detach() for name, weight in weights.items()}
-            if retain:
-                updated = {name: module.weight.detach() for name, module in _linears(block).items()}
-                kept = {name: torch.where(pruned[name], kept[name], updated[name]) for name in kept}
-            score = {name: kept[name].abs().double() * torch.from_numpy(squared[name]).sqrt() for name in kept}
-            if sparsity.m is None:
-                final, _ = exchange_block(score, pruned, granularity, alpha)
-            else:
-                final = {
-                    name: torch.tensor(
-                        [
-                            exchange_nm_by_row(row, gone, alpha, sparsity.m)[0]
-                            for row, gone in zip(score[name].tolist(), pruned[name].tolist(), strict=True)
-                        ]
-                    )
-                    for name in score
-                }
-            for name, module in _linears(block).items():
-                module.weight.data = kept[name].masked_fill(final[name], 0)
-                result.final[prefix + name] = final[name]
-                result.weight[prefix + name] = module.weight.data
-            result.loss_after.append(math.fsum(loss(x_1LD).item() for x_1LD in hidden) / len(hidden))
-        with torch.no_grad():
-            hidden = [layer(x_1LD, **arguments) for x_1LD in hidden]
+            inside = [_call_of(block, layer, call) for call in calls]
+            if schedule == "interleaved":
+                _prune(block, prefix, _fed(dense_block, inside), method, sparsity, result)
+            _rebuild(block, dense_block, prefix, inside, sparsity, alpha, granularity, retain, result)
+        calls = _next_layers(layer, calls)
     return result
+
+
+def _prune(
+    module: nn.Module,
+    prefix: str,
+    inputs: dict[str, list[np.ndarray]],
+    method: str,
+    sparsity: Sparsity,
+    result: Walked,
+) -> None:
+    for name, linear in _linears(module).items():
+        weight = linear.weight.detach().numpy()
+        if method == "sparsegpt":
+            mask, weight = sparsegpt(weight, inputs[name], sparsity)
+        else:
+            mask = magnitude(weight, sparsity) if method == "magnitude" else wanda(weight, inputs[name], sparsity)
+        result.initial[prefix + name] = torch.from_numpy(mask)
+        linear.weight.data = torch.from_numpy(np.where(mask, 0, weight)).float()
+
+
+def _rebuild(
+    block: nn.Module,
+    dense_block: nn.Module,
+    prefix: str,
+    calls: list[Call],
+    sparsity: Sparsity,
+    alpha: float,
+    granularity: str,
+    retain: bool,
+    result: Walked,
+) -> None:
+    def loss(call: Call) -> torch.Tensor:
+        with torch.no_grad():
+            y_sparse = _output(block, call)
+        return (_output(dense_block, call) - y_sparse).square().mean()
+
+    pruned = {name: result.initial[prefix + name] for name in _linears(block)}
+    weights = {name: linear.weight for name, linear in _linears(dense_block).items()}
+    squared, losses = mean_squared_gradient(loss, weights, calls)
+    kept = {name: weight.detach() for name, weight in weights.items()}
+    if retain:
+        updated = {name: linear.weight.detach() for name, linear in _linears(block).items()}
+        kept = {name: torch.where(pruned[name], kept[name], updated[name]) for name in kept}
+    score = {name: kept[name].abs().double() * torch.from_numpy(squared[name]).sqrt() for name in kept}
+    if sparsity.m is None:
+        final, _ = exchange_block(score, pruned, granularity, alpha)
+    else:
+        final = {
+            name: torch.tensor([exchange_nm_by_row(row, gone, alpha, sparsity.m)[0] for row, gone in rows])
+            for name, rows in ((name, zip(score[name].tolist(), pruned[name].tolist(), strict=True)) for name in score)
+        }
+    for name, linear in _linears(block).items():
+        linear.weight.data = kept[name].masked_fill(final[name], 0)
+        result.final[prefix + name] = final[name]
+        result.weight[prefix + name] = linear.weight.data
+    result.loss_before.append(math.fsum(losses) / len(losses))
+    result.loss_after.append(math.fsum(loss(call).item() for call in calls) / len(calls))
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:
     return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
 
 
-def _first(output: Any) -> torch.Tensor:
+def _output(module: nn.Module, call: Call) -> torch.Tensor:
+    args, kwargs = call
+    output = module(*args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
 
 
-def _layer_arguments(model: PreTrainedModel, tokens_NL: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, Any]]:
-    """The embedded samples, and what else a layer is called with: in a llama the same for all layers and samples."""
-    samples: list[torch.Tensor] = []
-    arguments: dict[str, Any] = {}
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        samples.append(args[0])
-        arguments.update(kwargs)
-
-    hook = model.model.layers[0].register_forward_pre_hook(note, with_kwargs=True)
-    with torch.no_grad():
-        for tokens_L in tokens_NL:
-            model(input_ids=tokens_L[None], use_cache=False)
+@torch.no_grad()
+def _call_of(inner: nn.Module, outer: nn.Module, call: Call) -> Call:
+    """What `inner` is called with while `outer` runs."""
+    seen: list[Call] = []
+    hook = inner.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    outer(*call[0], **call[1])
     hook.remove()
-    return samples, arguments
+    return seen[0]
+
+
+@torch.no_grad()
+def _fed(module: nn.Module, calls: list[Call]) -> dict[str, list[np.ndarray]]:
+    """What the linears of a module are fed, sample by sample."""
+    linears = _linears(module)
+    inputs: dict[str, list[np.ndarray]] = {name: [] for name in linears}
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, args, seen=inputs[name]: seen.append(args[0][0].numpy()))
+        for name, linear in linears.items()
+    ]
+    for call in calls:
+        _output(module, call)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+@torch.no_grad()
+def _next_layers(layer: nn.Module, calls: list[Call]) -> list[Call]:
+    """The next layer is called with what a layer gives; all else stays, in a llama."""
+    return [((_output(layer, call),), call[1]) for call in calls]

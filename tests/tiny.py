@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from barber.model.families import family_of
 
+CPU = torch.device("cpu")
 VOCABULARY = 96
 
 WIDTHS = {

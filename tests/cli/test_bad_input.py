@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from barber.data import wikipedia
-from barber.model import sources as models
 from barber.model.families import supported
+from barber.model.gguf import Packaged
+from barber.model.sources import Pretrained, RandomModel
 from tests import tiny
 from tests.cli.running import barber, complaint, record_of, save_model, write_inputs
 
@@ -66,7 +67,7 @@ def _among_the_inputs(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_weight_is_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "reads_weights" in request.fixturenames:
         return
-    for source in (models.Pretrained, models.Packaged, models.RandomModel):
+    for source in (Pretrained, Packaged, RandomModel):
         monkeypatch.setattr(source, "load", lambda self: pytest.fail("the weights were read before the mistake"))
 
 

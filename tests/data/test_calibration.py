@@ -138,12 +138,6 @@ def test_a_text_shorter_than_a_sample_is_refused() -> None:
         drawn(seqlen=6, count=5)
 
 
-@pytest.mark.parametrize(("field", "value", "least"), [("nsamples", 0, 1), ("seqlen", 1, 2)])
-def test_too_few_samples_or_tokens_are_refused(field: str, value: int, least: int) -> None:
-    with pytest.raises(UserError, match=f"^{field} must be at least {least}, not {value}$"):
-        TextWindows(Ids(10), **{field: value})
-
-
 def test_offline_calibration_does_not_see_the_evaluation_part() -> None:
     assert calibration.offline_windows(nsamples=2, seqlen=8).text == OfflineText("calibration")
 
@@ -210,12 +204,8 @@ def test_more_samples_than_the_file_has_are_refused(tmp_path: Path) -> None:
     path = token_file(tmp_path, torch.zeros(3, 6, dtype=torch.int64))
     with pytest.raises(UserError, match=r"^nsamples must be at most 3, the samples of "):
         TokenSamples(path, nsamples=4).sample(None)
-    with pytest.raises(UserError, match=r"^nsamples must be at least 1, not 0$"):
-        TokenSamples(path, nsamples=0)
     with pytest.raises(UserError, match=r"seqlen must be at most \d+, the tokens of a sample"):
         TokenSamples(path, seqlen=1000).sample(None)
-    with pytest.raises(UserError, match="seqlen must be at least 2, not 1"):
-        TokenSamples(path, seqlen=1)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -292,14 +282,6 @@ def test_documents_that_are_all_too_short_are_refused(tmp_path: Path, seqlen: in
     assert complaint(lambda: windows(tmp_path, [CAPITALS, LETTERS, "", DIGITS], seqlen=seqlen)) == (
         f"seqlen must be below {longest}, the tokens of the longest document in "
         f"{tmp_path / 'rows.jsonl'}, train split, column text, not {seqlen}"
-    )
-
-
-@pytest.mark.parametrize(("field", "value", "least"), [("nsamples", 0, 1), ("seqlen", 1, 2)])
-def test_too_few_document_windows_or_tokens_are_refused(field: str, value: int, least: int) -> None:
-    data = DataSet("org/name")
-    assert (
-        complaint(lambda: DocumentWindows(data, **{field: value})) == f"{field} must be at least {least}, not {value}"
     )
 
 

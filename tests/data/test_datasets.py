@@ -395,11 +395,6 @@ def test_without_a_place_to_look_at_the_setting_local_is_named(folder: Path) -> 
     assert "local" in sentence
 
 
-@pytest.mark.parametrize("first", [0, -1])
-def test_no_rows_at_all_cannot_be_asked_for(first: int) -> None:
-    assert complaint(lambda: data_set(first=first)) == f"first must be at least 1, not {first}"
-
-
 # The hub
 
 

@@ -22,8 +22,7 @@ from barber.runtime.tensors import moved
 from tests import tiny
 
 CPU = torch.device("cpu")
-NAMES = list(tiny.CONFIGS)
-every_family = pytest.mark.parametrize("name", NAMES)
+every_family = pytest.mark.parametrize("name", tiny.DESCRIPTIONS)
 both = pytest.mark.parametrize("by_layer", [False, True], ids=["whole", "by layer"])
 
 State = list[tuple[str, int, int]]

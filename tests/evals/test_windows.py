@@ -171,26 +171,6 @@ def test_a_text_shorter_than_a_window_is_refused(count: int, bos: bool, most: in
     assert most < 2 or len(cut(count, bos=bos, seqlen=most).tokens_NL) == 1
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"seqlen": 1}, "seqlen must be at least 2, not 1"),
-        ({"stride": 0, "seqlen": 8}, r"stride must be between 1 and seqlen \(8\), not 0"),
-        ({"stride": 9, "seqlen": 8}, r"stride must be between 1 and seqlen \(8\), not 9"),
-        ({"max_windows": 0}, "max_windows must be at least 1, not 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(setting: dict[str, int], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}$"):
-        WindowProtocol(**setting)
-
-
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_of_the_text_out_of_range_is_refused(limit: int) -> None:
-    with pytest.raises(UserError, match=f"^max_windows must be at least 1, not {limit}$"):
-        corpus(limit)
-
-
 def test_the_record_says_how_the_windows_were_made() -> None:
     windows = cut(50, corpus(4), bos=True, seqlen=10, stride=7)
     assert plain(windows.protocol) == {

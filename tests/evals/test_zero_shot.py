@@ -675,17 +675,3 @@ def test_without_lm_eval_there_is_the_command_that_installs_it(
         evaluation(shipped(data)).prepare(tokenizer(), tmp_path)
     message = 'zero_shot: needs lm-eval, install it with: pip install "llm-barber[zero-shot]"'
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"tasks": []}, "tasks must name a task at least"),
-        ({"num_fewshot": -1}, "num_fewshot must be at least 0, not -1"),
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"limit": 0}, "limit must be at least 1, not 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}$"):
-        ZeroShot(**setting)

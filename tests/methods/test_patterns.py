@@ -5,7 +5,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from barber.errors import UserError
 from barber.methods.patterns import NM, Exactly, Unstructured
 from tests import oracles
 
@@ -107,32 +106,7 @@ def test_a_share_is_the_same_in_every_block_of_columns(pattern: Unstructured | N
     assert pattern.of_columns(128, 200, 200) == pattern
 
 
-def test_fewer_than_none_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^num_pruned must be at least 0, not -1$"):
-        Exactly(-1)
-
-
 @pytest.mark.parametrize(("n", "m", "sparsity"), [(2, 4, 0.5), (4, 8, 0.5), (1, 4, 0.75), (3, 4, 0.25)])
 def test_nm_is_n_kept_of_m(n: int, m: int, sparsity: float) -> None:
     assert NM(n, m).sparsity == sparsity
     assert str(NM(n, m)) == f"{n}:{m}"
-
-
-@pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, float("nan")])
-def test_a_share_outside_0_to_1_is_refused(sparsity: float) -> None:
-    with pytest.raises(UserError, match=f"^sparsity must be at least 0 and below 1, not {sparsity}$"):
-        Unstructured(sparsity)
-
-
-@pytest.mark.parametrize(
-    ("n", "m", "message"),
-    [
-        (0, 4, "n must be at least 1, not 0"),
-        (4, 4, r"n must be below m \(4\), not 4"),
-        (8, 4, r"n must be below m \(4\), not 8"),
-        (1, 0, r"n must be below m \(0\), not 1"),
-    ],
-)
-def test_a_cell_that_keeps_nothing_or_all_is_refused(n: int, m: int, message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}$"):
-        NM(n, m)

@@ -1,16 +1,16 @@
-"""Initial masks: magnitude, Wanda and SparseGPT against loops that follow their papers."""
+"""Initial masks and what they leave of the weights, against loops that follow their papers."""
 
-from collections.abc import Sequence
-from typing import Literal
+import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from barber.errors import NumericsError, UserError
+from barber.errors import NumericsError
 from barber.methods.block import Pruned
 from barber.methods.patterns import NM, Pattern, Unstructured
-from barber.methods.pruners import RIA, Magnitude, Pruner, SparseGPT, Wanda
+from barber.methods.pruners import GBLM, RIA, Magnitude, Pruner, Random, SparseGPT, Wanda, WandaPlus
 from tests import oracles
 from tests.states import state
 
@@ -22,6 +22,9 @@ PATTERNS = [
     pytest.param(NM(1, 4), oracles.Sparsity(n=1, m=4), id="1:4"),
 ]
 patterns = pytest.mark.parametrize(("pattern", "sparsity"), PATTERNS)
+both_patterns = pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
+BY_GRADIENT = [WandaPlus(), GBLM()]
+gradient_pruners = pytest.mark.parametrize("pruner", BY_GRADIENT, ids=lambda pruner: type(pruner).__name__)
 
 
 def linear(outputs: int = 12, inputs: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,48 +36,45 @@ def linear(outputs: int = 12, inputs: int = 24, seed: int = 0) -> tuple[torch.Te
     return weight_OI, x_NLI * torch.rand(inputs, generator=generator).add(0.1)
 
 
-def prune(pruner: Pruner, weight_OI: torch.Tensor, x_NLI: torch.Tensor, pattern: Pattern) -> Pruned:
-    """Prune as the walk does: the statistic of all samples, then the linear."""
-    inputs = {}
+def gradients(num_samples: int, size: float, shape: tuple[int, int] = (12, 24)) -> torch.Tensor:
+    """The gradient of every sample's loss (N, O, I), of unlike sizes."""
+    generator = torch.Generator().manual_seed(7)
+    each_NOI = torch.randn(num_samples, *shape, generator=generator)
+    return each_NOI * torch.rand(shape, generator=generator) * size
+
+
+def prune(
+    pruner: Pruner, weight_OI: torch.Tensor, x_NLI: torch.Tensor, pattern: Pattern, g_NOI: torch.Tensor | None = None
+) -> Pruned:
+    """Prune as the walk does: means over samples of the inputs' statistic and of the squared gradients."""
+    inputs, gradient_OI = {}, {} if g_NOI is None else {"linear": g_NOI.square().mean(dim=0)}
     if pruner.statistic is not None:
         statistic = pruner.statistic(len(x_NLI))
         statistic.add(x_NLI.flatten(0, 1))
         inputs["linear"] = statistic.value()
-    return pruner.prune(state({"linear": weight_OI}, pattern, inputs=inputs))["linear"]
+    known = state({"linear": weight_OI}, pattern, inputs=inputs, gradient_OI=gradient_OI)
+    return pruner.prune(known)["linear"]
 
 
-def samples(x_NLI: torch.Tensor) -> Sequence[np.ndarray]:
-    return list(x_NLI.numpy())
-
-
-@patterns
-def test_magnitude_prunes_the_smallest_weights(pattern: Pattern, sparsity: oracles.Sparsity) -> None:
-    weight, x = linear()
-    pruned = prune(Magnitude(), weight, x, pattern)
-    assert pruned.mask_OI.tolist() == oracles.magnitude(weight.numpy(), sparsity).tolist()
-    assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
-
-
-@patterns
-def test_wanda_weighs_by_the_norm_of_the_inputs(pattern: Pattern, sparsity: oracles.Sparsity) -> None:
-    weight, x = linear()
-    pruned = prune(Wanda(), weight, x, pattern)
-    assert pruned.mask_OI.tolist() == oracles.wanda(weight.numpy(), samples(x), sparsity).tolist()
-    assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
-    assert not torch.equal(pruned.mask_OI, prune(Magnitude(), weight, x, pattern).mask_OI)
+Oracle = Callable[[np.ndarray, list[np.ndarray], oracles.Sparsity], np.ndarray]
+MASKS: dict[str, tuple[Pruner, Oracle, Pruner]] = {
+    "magnitude": (Magnitude(), lambda w, x, sparsity: oracles.magnitude(w, sparsity), Wanda()),
+    "wanda": (Wanda(), oracles.wanda, Magnitude()),
+    "ria": (RIA(compare="row"), lambda *case: oracles.ria(*case, whole=False), Wanda()),
+    "ria, whole": (RIA(compare="matrix"), lambda *case: oracles.ria(*case, whole=True), Wanda()),
+}
 
 
 @patterns
-@pytest.mark.parametrize("compare", ["row", "matrix"])
-def test_ria_weighs_by_what_else_a_row_and_a_column_have(
-    compare: Literal["row", "matrix"], pattern: Pattern, sparsity: oracles.Sparsity
+@pytest.mark.parametrize(("pruner", "oracle", "another"), MASKS.values(), ids=MASKS)
+def test_masks_are_those_of_the_papers_scores(
+    pruner: Pruner, oracle: Oracle, another: Pruner, pattern: Pattern, sparsity: oracles.Sparsity
 ) -> None:
     weight, x = linear()
-    pruned = prune(RIA(compare=compare), weight, x, pattern)
-    expected = oracles.ria(weight.numpy(), samples(x), sparsity, whole=compare == "matrix")
-    assert pruned.mask_OI.tolist() == expected.tolist()
+    pruned = prune(pruner, weight, x, pattern)
+    assert pruned.mask_OI.tolist() == oracle(weight.numpy(), list(x.numpy()), sparsity).tolist()
     assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
-    assert not torch.equal(pruned.mask_OI, prune(Wanda(), weight, x, pattern).mask_OI)
+    assert not torch.equal(pruned.mask_OI, prune(another, weight, x, pattern).mask_OI)
 
 
 def test_ria_of_rows_and_columns_without_weights() -> None:
@@ -84,45 +84,20 @@ def test_ria_of_rows_and_columns_without_weights() -> None:
     assert (pruned.mask_OI.sum(dim=1) == 12).all() and pruned.mask_OI[:, 5].all()
 
 
-def test_ria_with_an_exponent_below_zero_is_refused() -> None:
-    with pytest.raises(UserError, match="exponent must be at least 0, not -1"):
-        RIA(exponent=-1)
-
-
-@pytest.mark.parametrize("block_size", [8, 16, 128])
+@pytest.mark.parametrize("dead", [[], [3, 11]], ids=["", "inputs that are always zero"])
+@pytest.mark.parametrize("settings", [{"block_size": size} for size in (8, 16, 128)] + [{"damping": 0.1}], ids=str)
 @patterns
 def test_sparsegpt_prunes_and_updates_column_by_column(
-    pattern: Pattern, sparsity: oracles.Sparsity, block_size: int
+    pattern: Pattern, sparsity: oracles.Sparsity, settings: dict[str, float], dead: list[int]
 ) -> None:
     """24 inputs: three blocks, two of which the second is torn, and one that is never filled."""
     weight, x = linear()
-    pruned = prune(SparseGPT(block_size=block_size), weight, x, pattern)
-    mask, updated = oracles.sparsegpt(weight.numpy(), samples(x), sparsity, block_size=block_size)
+    x[..., dead] = 0
+    pruned = prune(SparseGPT(**settings), weight, x, pattern)
+    mask, updated = oracles.sparsegpt(weight.numpy(), list(x.numpy()), sparsity, **settings)
     assert pruned.mask_OI.tolist() == mask.tolist()
     np.testing.assert_allclose(pruned.weight_OI.numpy(), updated, rtol=1e-4, atol=1e-4)
-    assert not pruned.weight_OI[pruned.mask_OI].any()
-
-
-@pytest.mark.parametrize("damping", [0.001, 0.1])
-def test_sparsegpt_damps_the_diagonal_by_a_share_of_its_mean(damping: float) -> None:
-    weight, x = linear()
-    pruned = prune(SparseGPT(damping=damping), weight, x, Unstructured(0.5))
-    mask, updated = oracles.sparsegpt(weight.numpy(), samples(x), oracles.Sparsity(0.5), damping=damping)
-    assert pruned.mask_OI.tolist() == mask.tolist()
-    np.testing.assert_allclose(pruned.weight_OI.numpy(), updated, rtol=1e-4, atol=1e-4)
-
-
-@patterns
-def test_sparsegpt_zeroes_the_weights_of_inputs_that_are_always_zero(
-    pattern: Pattern, sparsity: oracles.Sparsity
-) -> None:
-    weight, x = linear()
-    x[..., [3, 11]] = 0
-    pruned = prune(SparseGPT(), weight, x, pattern)
-    mask, updated = oracles.sparsegpt(weight.numpy(), samples(x), sparsity)
-    assert not pruned.weight_OI[:, [3, 11]].any()
-    assert pruned.mask_OI.tolist() == mask.tolist()
-    np.testing.assert_allclose(pruned.weight_OI.numpy(), updated, rtol=1e-4, atol=1e-4)
+    assert not pruned.weight_OI[pruned.mask_OI].any() and not pruned.weight_OI[:, dead].any()
 
 
 def test_sparsegpt_harms_the_outputs_less_than_its_mask_alone() -> None:
@@ -142,33 +117,131 @@ def test_sparsegpt_without_damping_names_the_setting_that_would_help() -> None:
         prune(SparseGPT(damping=0), weight, x, Unstructured(0.5))
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), RIA(), SparseGPT()], ids=lambda pruner: type(pruner).__name__)
-@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
-def test_the_dense_weight_is_left_alone(pruner: Pruner, pattern: Pattern) -> None:
-    weight, x = linear()
-    before = weight.clone()
-    prune(pruner, weight, x, pattern)
-    assert torch.equal(weight, before)
-
-
-@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), RIA(), SparseGPT()], ids=lambda pruner: type(pruner).__name__)
-@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
-def test_a_transposed_weight_is_pruned_like_any_other(pruner: Pruner, pattern: Pattern) -> None:
+@pytest.mark.parametrize(
+    "pruner",
+    [Magnitude(), Wanda(), RIA(), SparseGPT(), WandaPlus(), GBLM(), Random()],
+    ids=lambda pruner: type(pruner).__name__,
+)
+@both_patterns
+def test_a_dense_weight_is_left_alone_and_a_transposed_one_pruned_alike(pruner: Pruner, pattern: Pattern) -> None:
     """GPT-2 stores its weights that way."""
     weight, x = linear()
-    straight, transposed = (prune(pruner, w, x, pattern) for w in (weight, weight.T.contiguous().T))
+    before, g_NOI = weight.clone(), gradients(len(x), size=0.01)
+    straight, transposed = (prune(pruner, w, x, pattern, g_NOI) for w in (weight, weight.T.contiguous().T))
+    assert torch.equal(weight, before)
     assert torch.equal(straight.mask_OI, transposed.mask_OI)
     torch.testing.assert_close(straight.weight_OI, transposed.weight_OI)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"damping": -0.01}, "damping must be at least 0, not -0.01"),
-        ({"damping": float("nan")}, "damping must be at least 0, not nan"),
-        ({"block_size": 0}, "block_size must be at least 1, not 0"),
-    ],
-)
-def test_settings_of_sparsegpt_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}$"):
-        SparseGPT(**settings)
+# ---------------------------------------------------------------------------------------------------------------------
+# Random
+
+
+def random_mask(seed: int, weight_OI: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    return Random(seed).prune(state({"linear": weight_OI}, pattern))["linear"].mask_OI
+
+
+@both_patterns
+def test_random_masks_follow_from_the_seed_and_the_weight_alone(pattern: Pattern) -> None:
+    weight, _ = linear()
+    before = torch.get_rng_state()
+    first = random_mask(3, weight, pattern)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    random_mask(3, weight + 1, pattern)
+    assert torch.equal(random_mask(3, weight.clone(), pattern), first)
+
+
+@both_patterns
+def test_every_linear_and_every_seed_has_another_random_mask(pattern: Pattern) -> None:
+    weight, _ = linear(64, 64)
+    almost = weight.clone()
+    almost[5, 5] += 1e-6
+    masks = [
+        random_mask(0, weight, pattern),
+        random_mask(1, weight, pattern),
+        random_mask(0, almost, pattern),
+        random_mask(0, weight.view(32, 128), pattern).view(64, 64),
+    ]
+    for i, mask in enumerate(masks):
+        for other in masks[:i]:
+            # Two that have nothing to do with each other agree in half of the 4096 weights, give or take 32.
+            assert 0.45 < (mask == other).float().mean() < 0.55
+
+
+@patterns
+def test_random_masks_prune_any_weight_of_a_row_or_a_cell(pattern: Pattern, sparsity: oracles.Sparsity) -> None:
+    weight, _ = linear(200, 40)
+    pruned = Random().prune(state({"linear": weight}, pattern))["linear"]
+    groups = pruned.mask_OI if sparsity.m is None else pruned.mask_OI.view(-1, sparsity.m)
+    share = sparsity.ratio if sparsity.m is None else 1 - sparsity.n / sparsity.m
+    assert (groups.sum(dim=1) == int(groups.shape[1] * share)).all()
+    assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
+    # Every place of a group alike, and large weights like small ones.
+    assert ((groups.float().mean(dim=0) - share).abs() < 0.2).all()
+    assert abs(pruned.mask_OI[weight.abs() > 1].float().mean() - share) < 0.05
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With gradients
+
+
+def norms(x_NLI: torch.Tensor) -> np.ndarray:
+    """The root of the mean over samples of the inputs' squares, (I,)."""
+    return np.sqrt(np.mean([np.sum(x_LI.astype(np.float64) ** 2, axis=0) for x_LI in x_NLI.numpy()], axis=0))
+
+
+@patterns
+def test_wanda_plus_adds_the_gradients_of_the_layer(pattern: Pattern, sparsity: oracles.Sparsity) -> None:
+    weight, x = linear()
+    g_NOI = gradients(len(x), size=0.05)
+    pruned = prune(WandaPlus(), weight, x, pattern, g_NOI)
+    g_OI = np.sqrt(np.mean([g.astype(np.float64) ** 2 for g in g_NOI.numpy()], axis=0))
+    parts = (norms(x) + 100 * g_OI, norms(x), g_OI)
+    both, inputs, gradient = (oracles.lowest_of_rows(np.abs(weight.numpy()) * part, sparsity) for part in parts)
+    assert pruned.mask_OI.tolist() == both.tolist()
+    assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
+    assert pruned.mask_OI.tolist() not in (inputs.tolist(), gradient.tolist())
+
+
+@patterns
+def test_gblm_adds_the_root_of_the_squares_of_the_authors_128_samples(
+    pattern: Pattern, sparsity: oracles.Sparsity
+) -> None:
+    weight, x = linear()
+    x = x.repeat(26, 1, 1)[:128]
+    g_NOI = gradients(128, size=0.005)
+    pruned = prune(GBLM(), weight, x, pattern, g_NOI)
+    total_OI = np.zeros(weight.shape)
+    for g_OI in g_NOI.numpy():
+        total_OI += (100 * g_OI.astype(np.float64)) ** 2
+    score = np.abs(weight.numpy()) * norms(x) + np.abs(weight.numpy()) * np.sqrt(total_OI)
+    assert pruned.mask_OI.tolist() == oracles.lowest_of_rows(score, sparsity).tolist()
+    assert torch.equal(pruned.weight_OI, weight.masked_fill(pruned.mask_OI, 0))
+
+
+@gradient_pruners
+def test_samples_taken_twice_change_nothing(pruner: Pruner) -> None:
+    weight, x = linear()
+    g_NOI = gradients(len(x), size=0.01)
+    once = prune(pruner, weight, x, Unstructured(0.5), g_NOI)
+    twice = prune(pruner, weight, x.repeat(2, 1, 1), Unstructured(0.5), g_NOI.repeat(2, 1, 1))
+    assert torch.equal(once.mask_OI, twice.mask_OI)
+
+
+@gradient_pruners
+@both_patterns
+def test_without_gradients_in_the_score_it_is_that_of_wanda(pruner: WandaPlus | GBLM, pattern: Pattern) -> None:
+    weight, x = linear()
+    g_NOI = gradients(len(x), size=1)
+    wanda = prune(Wanda(), weight, x, pattern)
+    unscaled = dataclasses.replace(pruner, gradient_scale=0)
+    assert torch.equal(prune(unscaled, weight, x, pattern, g_NOI).mask_OI, wanda.mask_OI)
+    assert not torch.equal(prune(pruner, weight, x, pattern, g_NOI).mask_OI, wanda.mask_OI)
+
+
+def test_every_pruner_says_what_it_has_to_be_given() -> None:
+    needs = {"layer": [WandaPlus()], "loss": [GBLM()], None: [Random(), Magnitude(), Wanda(), RIA(), SparseGPT()]}
+    for gradient, methods in needs.items():
+        assert all(method.gradient == gradient for method in methods)
+    assert Random().statistic is None

@@ -177,18 +177,6 @@ def test_cells_compete_in_output_rows_only(granularity: str) -> None:
     Barber(granularity=granularity).check(Unstructured(0.5))
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-def test_a_share_of_pairs_outside_0_to_1_is_refused(alpha: float) -> None:
-    with pytest.raises(UserError, match=f"^alpha must be from 0 to 1, not {alpha}$"):
-        Barber(alpha=alpha)
-
-
-@pytest.mark.parametrize("rounds", [0, -1])
-def test_no_round_at_all_is_refused(rounds: int) -> None:
-    with pytest.raises(UserError, match=f"^rounds must be at least 1, not {rounds}$"):
-        Barber(rounds=rounds)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # With alpha chosen by the block
 

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 from barber import NM, Barber, Magnitude, NumericsError, SparseGPT, Unstructured, Wanda
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.runtime.numerics import FiniteChecks
-from barber.walk.walk import Schedule, Walk
+from barber.walk.walk import Schedule
 from tests import tiny
+from tests.pruning import prune, state_of, walked
 
-CPU = torch.device("cpu")
 BAD = {"NaN": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
 
 bad_values = pytest.mark.parametrize("value", BAD.values(), ids=BAD.keys())
@@ -83,17 +84,17 @@ def test_what_was_looked_at_is_done_with() -> None:
 # In the walk
 
 
-def walk(pruner: Pruner, schedule: Schedule, pattern: Pattern, rebuild: Barber | None, model: Any = None) -> Walk:
-    return Walk(
-        model or tiny.model("llama"),
-        tiny.tokens(),
-        pattern,
-        pruner,
-        [rebuild] if rebuild else [],
-        CPU,
-        2,
-        schedule=schedule,
-    )
+def walk(
+    pruner: Pruner,
+    schedule: Schedule,
+    pattern: Pattern,
+    rebuild: Barber | None,
+    model: PreTrainedModel | None = None,
+    tokens_NL: torch.Tensor | None = None,
+) -> None:
+    """In batches of two."""
+    tokens_NL = tiny.tokens() if tokens_NL is None else tokens_NL
+    walked(model or tiny.model(), pattern, pruner, rebuild, tokens_NL=tokens_NL, batch_size=2, schedule=schedule)
 
 
 _NOT_ON_A_GPU = ("_embed", "_kth_lowest", "_has_changed")
@@ -136,13 +137,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
 @pytest.mark.parametrize("pruner", [Magnitude(), Wanda()], ids=lambda pruner: type(pruner).__name__)
 def test_a_block_is_looked_at_once(pruner: Pruner, schedule: Schedule, pattern: Pattern, looks: Looks) -> None:
     """Its figures and its checks at its end, and the checks of a layer's outputs, however many batches there are."""
-    list(walk(pruner, schedule, pattern, Barber()))
+    walk(pruner, schedule, pattern, Barber())
     assert looks.found == {"_look": 4, "first_failed": 4 + 2}
 
 
 @pytest.mark.parametrize("granularity", ["input", "layer", "block"])
 def test_so_it_is_with_every_granularity(granularity: Any, looks: Looks) -> None:
-    list(walk(Wanda(), "paper", Unstructured(0.5), Barber(granularity=granularity)))
+    walk(Wanda(), "paper", Unstructured(0.5), Barber(granularity=granularity))
     assert looks.found == {"_look": 4, "first_failed": 4 + 2}
 
 
@@ -150,13 +151,13 @@ def test_so_it_is_with_every_granularity(granularity: Any, looks: Looks) -> None
 @pytest.mark.parametrize("schedule", ["paper", "interleaved"])
 def test_sparsegpt_looks_at_every_hessian_too(schedule: Schedule, pattern: Pattern, looks: Looks) -> None:
     """Whether both its factors could be had. q, k and v have the same one, so have gate and up."""
-    list(walk(SparseGPT(), schedule, pattern, Barber()))
+    walk(SparseGPT(), schedule, pattern, Barber())
     assert looks.found == {"factor_inverse": 2 * 4 * 2, "_look": 4, "first_failed": 4 + 2}
 
 
 @pytest.mark.parametrize("pruner", [Magnitude(), Wanda()], ids=lambda pruner: type(pruner).__name__)
 def test_without_rebuilding_there_is_less_to_look_at(pruner: Pruner, looks: Looks) -> None:
-    list(walk(pruner, "paper", Unstructured(0.5), None))
+    walk(pruner, "paper", Unstructured(0.5), None)
     assert looks.found == {"_look": 4, "first_failed": 2}
 
 
@@ -165,14 +166,19 @@ def test_without_rebuilding_there_is_less_to_look_at(pruner: Pruner, looks: Look
 @bad_values
 def test_a_bad_weight_is_named_and_its_layer_left_alone(value: float, pruner: Pruner, schedule: Schedule) -> None:
     """Choosing and exchanging go on with what is no number until it is looked at, and must not fail themselves."""
-    model = tiny.model("llama")
+    model = tiny.model().train()
     model.model.layers[1].mlp.down_proj.weight.data[1, 2] = value
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    before = state_of(model)
+    options = {"pattern": Unstructured(0.5), "pruner": pruner, "rebuild": Barber(), "schedule": schedule}
     with pytest.raises(NumericsError, match=r"^model\.layers\.1\.mlp\.down_proj: the weight is NaN or infinite$"):
-        list(walk(pruner, schedule, Unstructured(0.5), Barber(), model))
+        prune(model, tiny.tokens(), batch_size=2, **options)
     for key, tensor in model.state_dict().items():
         if "layers.0" not in key:
             assert torch.equal(tensor.nan_to_num(-1), before[key].nan_to_num(-1)), key
+        elif "proj" in key:
+            assert (tensor == 0).any(), key
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("schedule", ["paper", "interleaved"])
@@ -194,7 +200,7 @@ def test_one_sample_that_is_no_number_stops_the_walk(
     tokens_NL[4, 3] = tiny.VOCABULARY - 1
     model.model.embed_tokens.weight.data[-1] = torch.nan
     with pytest.raises(NumericsError, match=message):
-        list(Walk(model, tokens_NL, pattern, pruner, [Barber()], CPU, 2, schedule=schedule))
+        walk(pruner, schedule, pattern, Barber(), model, tokens_NL)
 
 
 @pytest.mark.parametrize("schedule", ["paper", "interleaved"])
@@ -205,4 +211,4 @@ def test_the_last_output_of_all_is_checked(schedule: Schedule) -> None:
     forward = layer.forward
     layer.forward = lambda *args, **kwargs: forward(*args, **kwargs) * torch.inf
     with pytest.raises(NumericsError, match=r"^model\.layers\.1: its output is NaN or infinite$"):
-        list(walk(Magnitude(), schedule, Unstructured(0.5), Barber(), model))
+        walk(Magnitude(), schedule, Unstructured(0.5), Barber(), model)

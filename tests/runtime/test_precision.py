@@ -242,7 +242,7 @@ def test_activations_wait_in_the_precision_of_forward_passes() -> None:
 
 
 @rounded
-@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+@pytest.mark.parametrize("family", tiny.DESCRIPTIONS)
 def test_every_family_is_exactly_sparse_and_keeps_its_weights(family: str, precision: Precision) -> None:
     """Rounding to 8 bits shifts a score by a hundredth or so: masks differ where scores are as near as that.
 

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from barber import Barber, SparseGPT, Unstructured, Wanda
+from barber import SparseGPT, Wanda
 from barber.methods.pruners import Pruner
 from barber.model.blocks import Layer
 from barber.model.decoder import Decoder
 from barber.runtime import products
 from barber.runtime.products import add_squared_gradients, fast_linears
 from barber.runtime.tensors import batches
-from barber.walk.walk import LinearResult, Walk
 from tests import tiny
+from tests.pruning import linears, walked
 
 CPU = torch.device("cpu")
 INPUTS, OUTPUTS = 48, 40
@@ -205,14 +205,9 @@ def test_a_walk_has_the_masks_of_torchs_own_linears(
     family: str, pruner: Pruner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to a few scores that are equal but for their last bits: none here, a thousandth of all elsewhere."""
-
-    def linears() -> dict[str, LinearResult]:
-        walk = Walk(tiny.model(family), tiny.tokens(), Unstructured(0.5), pruner, [Barber(alpha=0.5)], CPU, 4)
-        return {linear.name: linear for block in walk for linear in block.linears}
-
-    fast = linears()
+    fast = linears(walked(tiny.model(family), pruner=pruner)[0])
     monkeypatch.setattr(products, "_onednn", lambda: None)
-    plain = linears()
+    plain = linears(walked(tiny.model(family), pruner=pruner)[0])
     for kind in ("initial", "final"):
         masks = [(getattr(fast[name], kind).mask_OI, getattr(plain[name], kind).mask_OI) for name in fast]
         differing = sum(int((one != other).sum()) for one, other in masks)

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -262,28 +262,6 @@ def test_processes_agree_with_each_other_and_with_one_alone(tmp_path: Path) -> N
     alone = {name: method.allocate(setting(tiny.model())) for name, method in METHODS.items()}
     assert [(outcome.code, outcome.err) for outcome in outcomes] == [(0, "")] * 2
     assert [outcome.result for outcome in outcomes] == [alone] * 2
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: OWL(outlier=0), "outlier must be above 0, not 0"),
-        (lambda: OWL(spread=0.5), "spread must be at least 0 and below 0.5, not 0.5"),
-        (lambda: ErrorCurves(spread=0), "spread must be above 0 and below 1, not 0"),
-        (lambda: ErrorCurves(levels=1), "levels must be at least 2, not 1"),
-        (lambda: EvoPress(generations=0), "generations must be at least 1, not 0"),
-        (lambda: EvoPress(offspring=0), "offspring must be at least 1, not 0"),
-        (lambda: EvoPress(survivors=[4, 2]), r"survivors must be whole numbers that end with 1, not \[4, 2\]"),
-        (
-            lambda: EvoPress(survivors=[2, 1], tokens=[64]),
-            r"tokens must be as many numbers above 0 as survivors has \(2\), not \[64\]",
-        ),
-        (lambda: EvoPress(step=1), "step must be above 0 and below 1, not 1"),
-    ],
-)
-def test_what_means_nothing_is_refused(make: Callable[[], Allocation], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}$"):
-        make()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tests.processes import launch
 
 CPU = torch.device("cpu")
 NUM_SAMPLES = 5  # batches of 2, 2 and 1
-every_family = pytest.mark.parametrize("name", list(tiny.CONFIGS))
+every_family = pytest.mark.parametrize("name", tiny.DESCRIPTIONS)
 
 
 def found(
