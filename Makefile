@@ -4,13 +4,16 @@ BIN := $(VENV)/bin
 # Made anew when the dependencies change.
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check
+.PHONY: demo test test-fast check
 
 demo: $(INSTALLED)
 	$(BIN)/barber
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
