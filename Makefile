@@ -6,13 +6,16 @@ INSTALLED := $(VENV)/installed
 # The same of what `make docs` alone needs.
 INSTALLED_DOCS := $(VENV)/installed-docs
 
-.PHONY: demo test check docs
+.PHONY: demo test test-fast check docs
 
 demo: $(INSTALLED)
 	$(BIN)/barber
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,40 @@ if find_spec("triton") is not None and not torch.cuda.is_available():
 torch.set_num_threads(1)
 # No test may wait for a network that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+#: What `make test-fast` leaves out, by folder or file, and why.
+SLOW = {
+    "cli": "runs of the command line",
+    "runs": "whole runs, launchers, a wheel, a real model",
+    "experiments": "reports and pictures of runs",
+    "reference/test_command.py": "runs of the command line",
+    "run/test_claim.py": "several processes",
+    "run/test_compare.py": "a fresh Python",
+    "run/test_record.py": "a fresh Python, every published record",
+    "run/test_tracking.py": "runs of the command line, W&B's own processes",
+    "runtime/test_cache.py": "several processes",
+    "runtime/test_distributed.py": "several processes",
+    "runtime/test_files.py": "several processes",
+    "runtime/test_locks.py": "several processes",
+    "runtime/test_memory.py": "a fresh Python",
+    "walk/test_all_ranks.py": "several processes",
+    "data/test_wikipedia.py": "the whole offline text",
+    "evals/test_dense_cache.py": "runs that wait for each other",
+    "evals/test_zero_shot.py": "lm-eval, which reads thousands of files",
+    "model/test_checkpoint.py": "every moment at which a run may be killed",
+    "model/test_packaged.py": "several processes",
+    "model/test_streaming.py": "models on disk",
+    "test_imports.py": "a fresh Python, every file of the package",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow, as the table above has it."""
+    slow = [Path(__file__).parent / place for place in SLOW]
+    for item in items:
+        if any(place == item.path or place in item.path.parents for place in slow):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,8 @@ from barber.model.decoder import Decoder
 from barber.runtime.activations import ActivationStore
 from barber.runtime.precision import Arithmetic, Choice, Precision
 from barber.walk.walk import LinearResult, Schedule, Walk
-from tests import tiny
+from tests import pruning, tiny
+from tests.pruning import State, linears, state_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 ALPHA = 0.5
@@ -30,8 +31,6 @@ precisions = pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: f"{p
 rounded = pytest.mark.parametrize("precision", PRECISIONS[1:], ids=lambda p: f"{p.forward}-{p.gradient}")
 schedules = pytest.mark.parametrize("schedule", ["paper", "interleaved"])
 
-State = dict[str, torch.Tensor]
-
 
 def walked(
     family: str = "llama",
@@ -43,20 +42,10 @@ def walked(
 ) -> tuple[dict[str, LinearResult], State, State]:
     """What became of the linears, the model before and the model after."""
     model = tiny.model(family).to(dtype)
-    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    walk = Walk(
-        model,
-        tiny.tokens(6),
-        pattern or Unstructured(0.5),
-        PRUNERS[method],
-        [Barber(alpha=ALPHA)],
-        CPU,
-        4,
-        precision=precision or Precision(),
-        schedule=schedule,
-    )
-    linears = {linear.name: linear for block in walk for linear in block.linears}
-    return linears, dense, dict(model.state_dict())
+    dense = state_of(model)
+    options = {"precision": precision or Precision(), "schedule": schedule, "tokens_NL": tiny.tokens(6)}
+    results, after = pruning.walked(model, pattern, PRUNERS[method], Barber(alpha=ALPHA), **options)
+    return linears(results), dense, after
 
 
 @cache
@@ -291,13 +280,13 @@ def test_stored_weights_are_not_rounded(dtype: torch.dtype, method: str, precisi
     check_weights("llama", *walked(method=method, precision=precision, dtype=dtype))
 
 
-@rounded
+@precisions
 def test_weights_that_sparsegpt_updated_are_rounded_once(precision: Precision) -> None:
     """From float32 to the model's dtype, whatever the precision of the products."""
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny.model("llama").to(dtype)
-        walk = Walk(model, tiny.tokens(), Unstructured(0.5), SparseGPT(), [], CPU, 4, precision=precision)
-        final = {linear.name: linear.final.weight_OI for block in walk for linear in block.linears}
+        results, _ = pruning.walked(model, pruner=SparseGPT(), rebuild=None, precision=precision)
+        final = {name: linear.final.weight_OI for name, linear in linears(results).items()}
         for linear in Decoder(model).linears:
             assert torch.equal(linear.weight_OI, final[linear.name].to(dtype)), linear.name
         if dtype == torch.float32:

@@ -20,7 +20,6 @@ from barber.model.decoder import Decoder
 from barber.model.stream import Streamed, opened
 from barber.model.weights import InMemory
 from barber.runtime.activations import ActivationStore
-from barber.runtime.distributed import joined
 from barber.runtime.precision import Arithmetic
 from barber.runtime.tensors import Tensor
 from barber.walk.allocation import OWL, Allocation, ErrorCurves, EvoPress, Setting
@@ -29,7 +28,6 @@ from barber.walk.allocation.error import Curve, cheapest, lower_hull
 from barber.walk.allocation.evopress import Ladder
 from tests import tiny
 from tests.cli.running import save_model
-from tests.processes import launch
 
 # Neither a slow machine nor chance may fail these tests.
 QUICK = settings(deadline=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
@@ -249,19 +247,6 @@ def test_cells_are_refused_and_shares_are_not(method: Allocation) -> None:
     method.check(Unstructured(0.5))
     with pytest.raises(UserError, match=r"^2:4 stays uniform, .* allocation=uniform$"):
         method.check(NM(2, 4))
-
-
-def allocated_by_all() -> dict[str, dict[str, int]]:
-    with joined() as ranks:
-        return {name: method.allocate(setting(tiny.model(), ranks=ranks)) for name, method in METHODS.items()}
-
-
-def test_processes_agree_with_each_other_and_with_one_alone(tmp_path: Path) -> None:
-    """Two processes, one of which has no sample of the first round."""
-    outcomes = launch(allocated_by_all, size=2, folder=tmp_path)
-    alone = {name: method.allocate(setting(tiny.model())) for name, method in METHODS.items()}
-    assert [(outcome.code, outcome.err) for outcome in outcomes] == [(0, "")] * 2
-    assert [outcome.result for outcome in outcomes] == [alone] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,12 +17,10 @@ from barber.model.decoder import Decoder
 from barber.model.stream import Streamed, opened
 from barber.model.weights import InMemory
 from barber.runtime.activations import SETS, Activations, ActivationStore, Place
-from barber.runtime.distributed import joined
 from barber.runtime.precision import Arithmetic
 from barber.walk.loss_gradients import add_norm_gradients, loss_gradients
 from tests import oracles, tiny
 from tests.cli.running import save_model
-from tests.processes import launch
 
 CPU = torch.device("cpu")
 NUM_SAMPLES = 5  # batches of 2, 2 and 1
@@ -192,19 +190,6 @@ def test_a_caller_in_inference_mode_gets_them_too() -> None:
     with torch.inference_mode():
         squared = found(model)
     assert_equal(squared, found(model))
-
-
-def gradients_of_a_process() -> dict[str, torch.Tensor]:
-    with joined():
-        return found(tiny.model())
-
-
-def test_processes_share_the_samples(tmp_path: Path) -> None:
-    outcomes = launch(gradients_of_a_process, size=2, folder=tmp_path)
-    assert [(outcome.code, outcome.err) for outcome in outcomes] == [(0, "")] * 2
-    first, second = (outcome.result for outcome in outcomes)
-    assert_equal(first, second)
-    assert_near(first, expected_of_the_loss(tiny.model()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
