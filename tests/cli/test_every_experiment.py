@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from barber.run import runner
+from barber.run import notes
 from experiments.report.__main__ import main as report
 from tests.cli.running import barber
 
@@ -37,7 +37,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache and no pictures of single runs, which take as long as all the rest."""
     monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runner, "plot_losses", lambda blocks, name, path: path.write_bytes(b""))
+    monkeypatch.setattr(notes, "plot_losses", lambda blocks, name, path: path.write_bytes(b""))
 
 
 def records_of(name: str, texts: Path, out: Path) -> list[dict[str, Any]]:

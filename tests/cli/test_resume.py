@@ -19,7 +19,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from barber.run import runner
+from barber.run import notes, runner
 from barber.run.tracking import Wandb
 from barber.walk.walk import Walk
 from barber.walk.work import LayerWork
@@ -53,7 +53,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as all the rest."""
-    monkeypatch.setattr(runner, "plot_losses", _draw_nothing)
+    monkeypatch.setattr(notes, "plot_losses", _draw_nothing)
 
 
 def _draw_nothing(blocks: object, name: str, path: Path) -> None:

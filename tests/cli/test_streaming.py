@@ -83,8 +83,8 @@ def command(folder: Path, out: Path, options: str = "pruner=wanda rebuild.barber
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as all the rest."""
-    monkeypatch.setattr("barber.run.runner.plot_losses", lambda blocks, name, path: path.write_bytes(b""))
-    monkeypatch.setattr("barber.run.runner.plot_block_errors", lambda errors, name, path: path.write_bytes(b""))
+    monkeypatch.setattr("barber.run.notes.plot_losses", lambda blocks, name, path: path.write_bytes(b""))
+    monkeypatch.setattr("barber.run.notes.plot_block_errors", lambda errors, name, path: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="module")

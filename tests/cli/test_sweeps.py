@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from barber.errors import UserError
 from barber.evals.results import StageResults
-from barber.run import identity, runner, sweeps
+from barber.run import identity, notes, sweeps
 from barber.run.identity import counting, digest_of
 from barber.run.reading import read
 from barber.run.record import RunRecord
@@ -36,7 +36,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache and no pictures, which take as long as all the rest."""
     monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runner, "plot_losses", lambda blocks, name, path: path.write_bytes(b""))
+    monkeypatch.setattr(notes, "plot_losses", lambda blocks, name, path: path.write_bytes(b""))
 
 
 def sweep(tokens: Path, out: Path, *more: str) -> list[str]:
