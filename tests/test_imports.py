@@ -122,6 +122,7 @@ from barber.methods.pruners import Wanda
 from barber.methods.rebuild import Barber
 from barber.model.checkpoint import Checkpoint
 from barber.model.stream import Streamed, opened
+from barber.walk.pruning import Pruning
 
 assert not hidden & {name.partition(".")[0] for name in sys.modules}
 folder = Path(sys.argv[2])
@@ -136,7 +137,8 @@ print(prune(model, tokens, **how).sparsity)
 hollow, files = opened(config, folder, torch.float32)
 checkpoint = Checkpoint(folder, 2)
 streamed = Streamed(hollow, files, checkpoint)
-print(prune(hollow, tokens, weights=streamed, checkpoint=checkpoint, **how).sparsity)
+pruning = Pruning(NM(2, 4), Wanda(), [Barber(alpha=0.1)], torch.device("cpu"), batch_size=2)
+print(pruning.carry_out(hollow, tokens, streamed, checkpoint).sparsity)
 state = model.state_dict()
 print(all(torch.equal(tensor, state[name]) for name, tensor in streamed.state()))
 """

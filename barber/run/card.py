@@ -23,9 +23,9 @@ tags:
 
 # {experiment.name}
 
-{experiment.model}, pruned to {experiment.pattern} sparsity: {sparsity.zeros:,} of the
-{sparsity.weights:,} weights in the linears of its decoder layers are exactly zero ({sparsity.sparsity:.2%}).
-Embeddings, norms, biases and the language-model head are dense.
+{experiment.model}, pruned to {experiment.pattern} sparsity:
+{sparsity.zeros:,} of the {sparsity.weights:,} weights in the linears of its decoder layers are exactly zero
+({sparsity.sparsity:.2%}). Embeddings, norms, biases and the language-model head are dense.
 
 Pruned in one shot, without retraining, with [LLM-Barber](https://arxiv.org/abs/2408.10631). The zeros are stored like
 other weights: the folder is as large and the model as fast as the dense one unless a sparse kernel is used.

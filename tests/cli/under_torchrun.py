@@ -17,7 +17,11 @@ def run_barber(*arguments: str) -> None:
 
 def threads_of_barber(*arguments: str) -> int:
     """How many threads torch has in this process after `barber ARGUMENTS`."""
-    run_barber(*arguments)
+    try:
+        run_barber(*arguments)
+    except SystemExit as end:  # with which every command ends
+        if end.code:
+            raise
     import torch
 
     return torch.get_num_threads()
