@@ -1,9 +1,10 @@
 """Tiny random models of every supported family: two or four layers, seconds to prune."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.model.families import family_of
+from barber.model.sources import RandomModel
 
 CPU = torch.device("cpu")
 VOCABULARY = 96
@@ -95,6 +96,13 @@ def model(name: str = "llama", seed: int = 0, **changes: object) -> PreTrainedMo
 def tokens(num_samples: int = 6, length: int = 16, seed: int = 1, vocabulary: int = VOCABULARY) -> torch.Tensor:
     """Random token ids (N, L)."""
     return torch.randint(3, vocabulary, (num_samples, length), generator=torch.Generator().manual_seed(seed))
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """One that maps every byte to an id, with neither a BOS nor an end token."""
+    made = RandomModel("llama").tokenizer()
+    assert made is not None
+    return made
 
 
 #: One name for every description of a family that differs, and all variants; the other families are look-alikes.

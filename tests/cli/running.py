@@ -1,6 +1,7 @@
 """`barber` inside the tests' own process, as a shell would run it: seconds less than a process each."""
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ from unittest import mock
 import torch
 import transformers
 from hydra.core.global_hydra import GlobalHydra
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from barber import cli
 from tests import tiny
@@ -69,6 +70,50 @@ def record_of(folder: Path) -> dict[str, Any]:
     """The record of a run."""
     record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     return record
+
+
+def done(*arguments: str) -> str:
+    """Run a command that has to go well, without a word on stderr; what it says."""
+    result = barber(*arguments)
+    assert (result.code, result.err) == (0, ""), result
+    return result.out
+
+
+def layers_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of layers.jsonl."""
+    return [json.loads(line) for line in (folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def blocks_of(folder: Path) -> list[dict[str, Any]]:
+    """The same without the time that was needed."""
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in layers_of(folder)]
+
+
+def files_of(folder: Path) -> set[str]:
+    """All files, hidden ones too."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder: Path) -> dict[str, tuple[str, int]]:
+    """What the files of a folder hold and when they were written."""
+    return {
+        name: (hashlib.sha256((folder / name).read_bytes()).hexdigest(), (folder / name).stat().st_mtime_ns)
+        for name in files_of(folder)
+    }
+
+
+def loaded(folder: Path) -> transformers.PreTrainedModel:
+    """A model of which no tensor was missing and none left over."""
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True
+    )
+    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), found
+    return model.eval()
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors in the safetensors files of a folder."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def write_inputs(folder: Path) -> None:

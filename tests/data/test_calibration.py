@@ -22,8 +22,11 @@ from barber.data.calibration import CalibrationSet, DocumentWindows, TextWindows
 from barber.data.datasets import DataSet
 from barber.data.texts import OfflineText, Tokens
 from barber.errors import UserError
-from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache
+from tests import tiny
+from tests.data.files import complaint
+
+LETTERS, CAPITALS, DIGITS = "abcdefgh", "ABCDE", "0123456"
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,6 @@ class Ids:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         return Tokens(torch.arange(self.count), f"{self.count} ids")
-
-
-def bytes_as_ids() -> PreTrainedTokenizerBase:
-    made = RandomModel("llama").tokenizer()
-    assert made is not None
-    return made
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerBase:
-    """One that maps every byte to an id."""
-    return bytes_as_ids()
 
 
 def token_file(folder: Path, tokens: torch.Tensor, key: str = "tokens") -> str:
@@ -67,42 +58,39 @@ def windows(
     folder: Path, texts: Sequence[str], nsamples: int = 100, seqlen: int = 5, seed: int = 0
 ) -> tuple[CalibrationSet, list[str]]:
     """Windows inside documents, and the text of each."""
-    tokenizer = bytes_as_ids()
+    tokenizer = tiny.tokenizer()
     samples = DocumentWindows(documents(folder, texts), nsamples, seqlen, seed).sample(tokenizer)
     return samples, tokenizer.batch_decode(samples.tokens_NL)
 
 
-def complaint(action: Callable[[], object]) -> str:
-    """The one sentence that it ends with."""
-    with pytest.raises(UserError) as caught:
-        action()
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
+Draw = Callable[..., CalibrationSet]
 
 
-def test_the_same_seed_draws_the_same_samples() -> None:
-    assert torch.equal(drawn(seed=3).tokens_NL, drawn(seed=3).tokens_NL)
-    assert drawn(seed=3).digest == drawn(seed=3).digest
+@pytest.fixture(params=["text", "document"])
+def draw(request: pytest.FixtureRequest, tmp_path: Path) -> Draw:
+    """Draws samples of a seed: windows of one text, or windows inside documents."""
+    if request.param == "text":
+        return drawn
+    texts = [LETTERS * 20, CAPITALS, "xyz", DIGITS * 10]
+    return lambda seed, nsamples=20: windows(tmp_path, texts, nsamples, seed=seed)[0]
 
 
-def test_another_seed_draws_other_samples() -> None:
-    assert len({drawn(seed=seed).digest for seed in range(5)}) == 5
-
-
-def test_drawing_neither_heeds_nor_disturbs_other_random_numbers() -> None:
+def test_the_seed_alone_decides_on_the_samples(draw: Draw) -> None:
+    """Drawing neither heeds nor disturbs other random numbers."""
     torch.manual_seed(1)
-    first = drawn().digest
+    first = draw(seed=3)
     after_drawing = torch.rand(1)
     torch.manual_seed(2)
-    assert drawn().digest == first
+    again = draw(seed=3)
+    assert torch.equal(first.tokens_NL, again.tokens_NL) and first.digest == again.digest
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), after_drawing)
+    assert len({draw(seed=seed).digest for seed in range(5)}) == 5
 
 
-def test_fewer_samples_are_the_first_of_more() -> None:
+def test_fewer_samples_are_the_first_of_more(draw: Draw) -> None:
     """So a study of the number of samples adds samples and changes none."""
-    assert torch.equal(drawn(nsamples=5).tokens_NL, drawn(nsamples=20).tokens_NL[:5])
+    assert torch.equal(draw(seed=0, nsamples=5).tokens_NL, draw(seed=0, nsamples=20).tokens_NL[:5])
 
 
 def test_samples_are_windows_of_the_text() -> None:
@@ -120,16 +108,11 @@ def test_every_start_can_be_drawn_the_last_one_too() -> None:
     assert drawn(nsamples=2, seqlen=6, count=6).tokens_NL.tolist() == [list(range(6))] * 2
 
 
-def test_the_digest_tells_shapes_apart() -> None:
-    ids = torch.arange(8)
-    assert CalibrationSet(ids.view(2, 4), "").digest != CalibrationSet(ids.view(4, 2), "").digest
-    changed = ids.clone()
-    changed[5] += 1
-    assert CalibrationSet(ids.view(2, 4), "").digest != CalibrationSet(changed.view(2, 4), "").digest
-
-
-def test_the_digest_is_one_of_values_not_of_memory() -> None:
+def test_the_digest_is_that_of_values_and_shape_and_not_of_memory() -> None:
     ids = torch.arange(8).view(2, 4)
+    changed = ids.clone()
+    changed[1, 1] += 1
+    assert len({CalibrationSet(one, "").digest for one in (ids, ids.view(4, 2), changed)}) == 3
     assert CalibrationSet(ids.T.contiguous().T, "").digest == CalibrationSet(ids, "").digest
 
 
@@ -156,21 +139,13 @@ def test_text_files_are_joined_by_a_blank_line_in_the_order_of_their_names(
     assert tokenizer.decode(by_pattern.tokens_NL[0]) == "first"
 
 
-def test_a_folder_without_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UserError, match=r"^path must be text files or a folder of them; .* has none$"):
-        calibration.text_windows(str(tmp_path)).sample(tokenizer)
-
-
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_what_is_no_text_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    made = calibration.text_windows(str(tmp_path))
+    assert complaint(lambda: made.sample(tokenizer)).startswith("path must be text files or a folder of them; ")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(UserError, match=r"^path must be UTF-8 text files"):
-        calibration.text_windows(str(tmp_path)).sample(tokenizer)
-
-
-def test_a_model_without_a_tokenizer_needs_token_ids(tmp_path: Path) -> None:
+    assert complaint(lambda: made.sample(tokenizer)).startswith("path must be UTF-8 text files")
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match="the model has no tokenizer"):
-        calibration.text_windows(str(tmp_path)).sample(None)
+    assert complaint(lambda: made.sample(None)).startswith("the model has no tokenizer")
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
@@ -220,8 +195,6 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 # Windows inside documents
 
-LETTERS, CAPITALS, DIGITS = "abcdefgh", "ABCDE", "0123456"
-
 
 @settings(max_examples=60, deadline=None)
 @given(
@@ -256,25 +229,6 @@ def test_document_windows_say_where_they_come_from(tmp_path: Path) -> None:
     samples, _ = windows(tmp_path, [LETTERS], nsamples=2, seed=7)
     assert samples.source == f"{tmp_path / 'rows.jsonl'}, train split, column text"
     assert samples.seed == 7
-
-
-def test_the_seed_alone_decides_on_the_document_windows(tmp_path: Path) -> None:
-    texts = [LETTERS * 20, CAPITALS, DIGITS * 10]
-    torch.manual_seed(1)
-    first = windows(tmp_path, texts, seed=3)[0]
-    after_drawing = torch.rand(1)
-    torch.manual_seed(2)
-    again = windows(tmp_path, texts, seed=3)[0]
-    assert torch.equal(first.tokens_NL, again.tokens_NL)
-    assert first.digest == again.digest
-    torch.manual_seed(1)
-    assert torch.equal(torch.rand(1), after_drawing)
-    assert len({windows(tmp_path, texts, seed=seed)[0].digest for seed in range(5)}) == 5
-
-
-def test_fewer_document_windows_are_the_first_of_more(tmp_path: Path) -> None:
-    texts = [LETTERS, CAPITALS, "xyz", DIGITS]
-    assert windows(tmp_path, texts, nsamples=7)[1] == windows(tmp_path, texts, nsamples=60)[1][:7]
 
 
 @pytest.mark.parametrize(("seqlen", "longest"), [(8, 8), (9, 8), (2048, 8)])
@@ -340,7 +294,7 @@ def test_a_mistake_in_the_data_set_is_told_by_the_setting_that_is_wrong(
 
 def with_bos(own: bool) -> PreTrainedTokenizerBase:
     """Bytes as ids, and a BOS token, which the tokenizer may put before a text by itself."""
-    made = bytes_as_ids()
+    made = tiny.tokenizer()
     made.add_special_tokens({"bos_token": "<s>"})
     if own:
         template = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", made.bos_token_id)])
@@ -398,29 +352,18 @@ def full_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("nsamples", [1, 20])
-def test_kept_samples_can_be_used_again(tmp_path: Path, nsamples: int) -> None:
+def test_kept_samples_can_be_used_again_and_say_where_they_come_from(tmp_path: Path) -> None:
     path = tmp_path / "new/folder/samples.safetensors"
-    samples = drawn(seed=5, nsamples=nsamples)
+    samples = drawn(seed=5)
     save_samples(samples, path)
     again = TokenSamples(str(path)).sample(None)
     assert torch.equal(again.tokens_NL, samples.tokens_NL)
     assert again.digest == samples.digest
-    assert [file.name for file in path.parent.iterdir()] == ["samples.safetensors"]
-
-
-def test_kept_samples_say_where_they_come_from(tmp_path: Path) -> None:
-    samples = drawn(seed=5)
-    save_samples(samples, tmp_path / "samples.safetensors")
-    with safe_open(tmp_path / "samples.safetensors", framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"source": "500 ids", "seed": "5", "digest": samples.digest}
-
-
-def test_a_part_of_a_file_of_samples_can_be_kept_in_another(tmp_path: Path) -> None:
-    whole = torch.arange(24).view(4, 6)
-    part = TokenSamples(token_file(tmp_path, whole), nsamples=3).sample(None)
-    save_samples(part, tmp_path / "part.safetensors")
-    assert torch.equal(TokenSamples(str(tmp_path / "part.safetensors")).sample(None).tokens_NL, whole[:3])
+    save_samples(TokenSamples(str(path), nsamples=3).sample(None), path.with_stem("part"))
+    assert torch.equal(TokenSamples(str(path.with_stem("part"))).sample(None).tokens_NL, samples.tokens_NL[:3])
+    assert sorted(file.name for file in path.parent.iterdir()) == ["part.safetensors", "samples.safetensors"]
 
 
 def test_the_same_samples_may_be_kept_twice_but_others_are_not_overwritten(tmp_path: Path) -> None:
@@ -463,29 +406,20 @@ def test_samples_that_cannot_be_kept_leave_nothing_behind(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
-def test_half_written_samples_are_taken_away(
+def test_half_written_samples_have_no_name_and_are_taken_away(
     tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    path = tmp_path / "samples.safetensors"
+
+    def half(tensors: object, where: Path, metadata: object) -> None:
+        where.write_bytes(b"half")
+        assert not path.exists()
         raise error
 
     monkeypatch.setattr(calibration, "save_file", half)
     with pytest.raises((UserError, KeyboardInterrupt)):
-        save_samples(drawn(), tmp_path / "samples.safetensors")
+        save_samples(drawn(), path)
     assert not list(tmp_path.iterdir())
-
-
-def test_samples_appear_under_their_name_only_when_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "samples.safetensors"
-
-    def watched(tensors: dict[str, torch.Tensor], where: Path, metadata: dict[str, str]) -> None:
-        save_file(tensors, where, metadata)
-        assert not path.exists()
-
-    monkeypatch.setattr(calibration, "save_file", watched)
-    save_samples(drawn(), path)
-    assert path.exists()
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:

@@ -5,13 +5,10 @@ import inspect
 import json
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import constants
@@ -20,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barber.data.datasets import DataSet, Rows, find, kind_of, open_text, read_column, read_rows
-from barber.errors import UserError
 from barber.runtime import hub
+from tests.data.files import complaint, write, write_column
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -31,32 +28,6 @@ LINE_KINDS = [".txt", ".txt.gz", ".raw", ".raw.gz"]
 
 #: Texts as crawled pages have them: no line of the file ends where one of these marks stands.
 STRAY = ["one\u2028two", "one\u2029two", "one\x85two", "one\rtwo", "one\x0b\x0c\x1ctwo", "zero\ufeffwidth", "plain"]
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    """Write a file as it stands, gzipped where its name says so."""
-    content = text.encode() if isinstance(text, str) else text
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
-
-def write_column(path: Path, texts: Sequence[object], column: str = "text") -> Path:
-    """Write a file of rows with one column of that name and another."""
-    if path.suffix == ".parquet":
-        pq.write_table(pa.table({"id": list(range(len(texts))), column: list(texts)}), path, row_group_size=2)
-        return path
-    rows = [json.dumps({"id": i, column: text}, ensure_ascii=False) for i, text in enumerate(texts)]
-    return write(path, "".join(row + "\n" for row in rows))
-
-
-def complaint(read: Callable[[], object]) -> str:
-    """The one sentence that reading ends with."""
-    with pytest.raises(UserError) as caught:
-        read()
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
 
 
 def data_set(**settings: Any) -> DataSet:
@@ -102,21 +73,13 @@ def table(**columns: list[Any]) -> datasets.Dataset:
 # Files
 
 
-@pytest.mark.parametrize("kind", ROW_KINDS)
-def test_every_row_comes_with_all_its_columns(tmp_path: Path, kind: str) -> None:
-    path = write_column(tmp_path / f"rows{kind}", ["first", "", " third \n"])
-    assert list(read_rows(path)) == [
-        {"id": 0, "text": "first"},
-        {"id": 1, "text": ""},
-        {"id": 2, "text": " third \n"},
-    ]
-
-
 @pytest.mark.parametrize("column", ["text", "sentence"])
 @pytest.mark.parametrize("kind", ROW_KINDS)
-def test_a_column_comes_as_it_was_written(tmp_path: Path, kind: str, column: str) -> None:
+def test_rows_and_columns_come_as_they_were_written(tmp_path: Path, kind: str, column: str) -> None:
     texts = ["first", "", " spaced\t", "of\ntwo lines\n", *STRAY, "ἀναρχία 🙂"]
-    assert list(read_column(write_column(tmp_path / f"rows{kind}", texts, column), column)) == texts
+    path = write_column(tmp_path / f"rows{kind}", texts, column)
+    assert list(read_column(path, column)) == texts
+    assert list(read_rows(path)) == [{"id": number, column: text} for number, text in enumerate(texts)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -197,7 +160,9 @@ def test_an_opened_text_is_read_unchanged(tmp_path: Path, name: str) -> None:
 # Files that are not what they should be
 
 
-def test_a_cut_off_jsonl_names_its_line(tmp_path: Path) -> None:
+def test_a_cut_off_jsonl_or_a_file_that_is_one_array_names_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "array.json", json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
+    assert complaint(lambda: list(read_rows(path))).startswith(f"line 1 of {path} is no JSON (")
     for kind in JSON_KINDS:
         path = write(tmp_path / f"rows{kind}", '{"text": "a"}\n\n{"text": "b"}\n{"text": "c was cut o')
         sentence = complaint(lambda path=path: list(read_rows(path)))
@@ -212,37 +177,22 @@ def test_json_that_is_no_object_names_its_line(tmp_path: Path, line: str) -> Non
     assert sentence == f"line 2 of {path} must be a JSON object, not {line[:40]}"
 
 
-def test_a_json_file_that_is_one_array_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.json", json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
-    assert complaint(lambda: list(read_rows(path))).startswith(f"line 1 of {path} is no JSON (")
-
-
 @pytest.mark.parametrize("kind", ROW_KINDS)
 def test_a_wrong_column_names_the_columns_there_are(tmp_path: Path, kind: str) -> None:
     path = write_column(tmp_path / f"rows{kind}", ["a", "b"], "sentence")
     sentence = complaint(lambda: list(read_column(path, "text")))
     assert sentence == f"column must be a column of {path}, not 'text'; it has id, sentence"
-
-
-def test_a_column_that_later_rows_lack_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", '{"text": "a"}\n{"txt": "b"}\n')
-    sentence = complaint(lambda: list(read_column(path, "text")))
-    assert sentence == f"column must be a column of {path}, not 'text'; it has txt"
+    later = write(tmp_path / "later.jsonl", '{"text": "a"}\n{"txt": "b"}\n')
+    sentence = complaint(lambda: list(read_column(later, "text")))
+    assert sentence == f"column must be a column of {later}, not 'text'; it has txt"
 
 
 @pytest.mark.parametrize("kind", ROW_KINDS)
-@pytest.mark.parametrize("value", [None, 7, ["a\nb"]], ids=repr)
-def test_a_value_that_is_no_text_is_shown(tmp_path: Path, kind: str, value: object) -> None:
-    path = write_column(tmp_path / f"rows{kind}", [value])
+@pytest.mark.parametrize("texts", [[None], [7], [["a\nb"]], ["a", "b", "c", None]], ids=repr)
+def test_a_value_that_is_no_text_is_shown(tmp_path: Path, kind: str, texts: list[object]) -> None:
+    path = write_column(tmp_path / f"rows{kind}", texts)
     sentence = complaint(lambda: list(read_column(path, "text")))
-    assert sentence == f"column must hold text in every row; row 1 of {path} has {value!r}"
-
-
-@pytest.mark.parametrize("kind", ROW_KINDS)
-def test_a_missing_value_names_its_row(tmp_path: Path, kind: str) -> None:
-    path = write_column(tmp_path / f"rows{kind}", ["a", "b", "c", None])
-    sentence = complaint(lambda: list(read_column(path, "text")))
-    assert sentence == f"column must hold text in every row; row 4 of {path} has None"
+    assert sentence == f"column must hold text in every row; row {len(texts)} of {path} has {texts[-1]!r}"
 
 
 @pytest.mark.parametrize("kind", [*JSON_KINDS, *LINE_KINDS, ".parquet"])
@@ -250,13 +200,9 @@ def test_a_file_without_rows_is_told_to_be_empty(tmp_path: Path, kind: str) -> N
     path = tmp_path / f"rows{kind}"
     write_column(path, []) if kind == ".parquet" else write(path, "")
     assert complaint(lambda: list(read_rows(path))) == f"{path} is empty; download it again"
-
-
-@pytest.mark.parametrize("kind", [".jsonl.gz", ".txt.gz"])
-def test_a_gzip_file_without_a_byte_is_told_to_be_empty(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"rows{kind}"
-    path.write_bytes(b"")
-    assert complaint(lambda: list(read_rows(path))) == f"{path} is empty; download it again"
+    if kind.endswith(".gz"):
+        path.write_bytes(b"")
+        assert complaint(lambda: list(read_rows(path))) == f"{path} is empty; download it again"
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".txt", ".raw"])
@@ -296,12 +242,7 @@ def test_a_parquet_file_that_is_not_whole_is_refused(tmp_path: Path, harm: str) 
     }[harm]
     path.write_bytes(content)
     assert complaint(lambda: list(read_rows(path))).startswith(f"{path} is no whole parquet file (")
-
-
-def test_a_parquet_file_with_damaged_pages_is_refused(tmp_path: Path) -> None:
-    path = write_column(tmp_path / "rows.parquet", [str(i) * 50 for i in range(100)])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:4] + b"\xff" * 100 + whole[104:])
+    path.write_bytes(whole[:4] + b"\xff" * 100 + whole[104:])  # damaged pages
     assert str(path) in complaint(lambda: list(read_rows(path)))
 
 
@@ -370,22 +311,13 @@ def test_a_named_folder_is_read_and_the_hub_is_not_asked(
     assert not asked
 
 
-def test_the_exact_name_goes_before_what_merely_looks_like_it(tmp_path: Path) -> None:
-    write(tmp_path / "set/a-test.txt", "not this one")
-    write(tmp_path / "set/test.jsonl", '{"text": "this one"}')
-    assert data_set(data_dir=str(tmp_path)).rows().texts == ["this one"]
-
-
-def test_a_folder_without_the_file_is_told_what_belongs_there(tmp_path: Path) -> None:
-    sentence = complaint(data_set(data_dir=str(tmp_path)).rows)
-    assert sentence.startswith(f"{tmp_path} has no set/test.jsonl or set/*test*; download the test split of org/name ")
-    assert sentence.endswith("put it into FOLDER/set/test.jsonl and say data_dir=FOLDER")
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    sentence = complaint(data_set(data_dir=str(tmp_path / "nowhere")).rows)
-    assert sentence.startswith(f"there is no folder {tmp_path / 'nowhere'}; download the test split of org/name ")
-    assert sentence.endswith("put it into FOLDER/set/test.jsonl and say data_dir=FOLDER")
+def test_a_folder_that_is_not_there_or_without_the_file_is_told_what_belongs_there(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    begins = {tmp_path: f"{tmp_path} has no set/test.jsonl or set/*test*; ", nowhere: f"there is no folder {nowhere}; "}
+    for folder, beginning in begins.items():
+        sentence = complaint(data_set(data_dir=str(folder)).rows)
+        assert sentence.startswith(f"{beginning}download the test split of org/name ")
+        assert sentence.endswith("put it into FOLDER/set/test.jsonl and say data_dir=FOLDER")
 
 
 def test_without_a_place_to_look_at_the_setting_local_is_named(folder: Path) -> None:

@@ -1,13 +1,9 @@
 """A text is its rows or its files, joined and tokenised as one, with nothing lost and nothing added."""
 
 import gzip
-import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from barber.data.datasets import DataSet
 from barber.data.texts import Corpus, TextFiles, TokenFile, tokenise
-from barber.errors import UserError
-from barber.model.sources import RandomModel
+from tests import tiny
+from tests.data.files import complaint, write, write_column
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -27,56 +23,16 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 STRAY = "one\r\ntwo\rthree\u2028four\x85five\x0b\n\n \n\u2029six\t\n"
 
 
-def bytes_as_ids() -> PreTrainedTokenizerBase:
-    made = RandomModel("llama").tokenizer()
-    assert made is not None
-    return made
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerBase:
-    """One that maps every byte to an id."""
-    return bytes_as_ids()
-
-
-def jsonl(*texts: str, column: str = "text") -> str:
-    return "".join(json.dumps({"id": i, column: text}) + "\n" for i, text in enumerate(texts))
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    """Write a file as it stands, gzipped where its name says so."""
-    content = text.encode() if isinstance(text, str) else text
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
-
-def write_rows(path: Path, *texts: str, column: str = "text") -> Path:
-    if path.suffix != ".parquet":
-        return write(path, jsonl(*texts, column=column))
-    pq.write_table(pa.table({"id": list(range(len(texts))), column: list(texts)}), path)
-    return path
-
-
 def read(path: Path | str, column: str = "text") -> str:
     """The text that the tokens of files stand for."""
-    tokenizer = bytes_as_ids()
+    tokenizer = tiny.tokenizer()
     text = tokenizer.decode(TextFiles(str(path), column).tokens(tokenizer).tokens_T)
     assert isinstance(text, str)
     return text
 
 
-def complaint(action: Callable[[], object]) -> str:
-    """The one sentence that reading ends with."""
-    with pytest.raises(UserError) as caught:
-        action()
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
-
-
 def corpus(folder: Path, *texts: str, separator: str = "\n\n", first: int | None = None) -> Corpus:
-    write_rows(folder / "rows.jsonl", *texts)
+    write_column(folder / "rows.jsonl", texts)
     data = DataSet("org/name", "test", local=("rows.jsonl",), data_dir=str(folder), first=first)
     return Corpus(data, separator)
 
@@ -95,7 +51,7 @@ def test_the_rows_of_a_corpus_are_joined_with_the_separator(
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5), st.text(max_size=4))
 def test_the_tokens_are_those_of_the_whole_text(texts: list[str], separator: str) -> None:
-    tokenizer = bytes_as_ids()
+    tokenizer = tiny.tokenizer()
     with tempfile.TemporaryDirectory() as folder:
         tokens_T = corpus(Path(folder), *texts, separator=separator).tokens(tokenizer).tokens_T
     assert tokens_T.dtype == torch.int64
@@ -118,7 +74,7 @@ def test_a_corpus_says_where_its_rows_were_found(tmp_path: Path, tokenizer: PreT
 def test_a_mistake_in_the_data_of_a_corpus_is_told_by_its_key(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    write_rows(tmp_path / "rows.jsonl", "a", column="sentence")
+    write_column(tmp_path / "rows.jsonl", ["a"], "sentence")
     text = Corpus(DataSet("org/name", "test", local=("rows.jsonl",), data_dir=str(tmp_path)), " ")
     assert complaint(lambda: text.tokens(tokenizer)).startswith("column must be a column of ")
     text = Corpus(DataSet("org/name", "test", local=("rows.txt",), data_dir=str(tmp_path)), " ")
@@ -141,7 +97,7 @@ def test_a_text_file_is_one_text_to_the_last_byte(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("column", ["text", "sentence"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz", "a.parquet"])
 def test_the_rows_of_a_column_are_joined_by_a_blank_line(tmp_path: Path, name: str, column: str) -> None:
-    path = write_rows(tmp_path / name, "first", STRAY, "", "thírd", column=column)
+    path = write_column(tmp_path / name, ["first", STRAY, "", "thírd"], column)
     assert read(path, column) == f"first\n\n{STRAY}\n\n\n\nthírd"
 
 
@@ -150,9 +106,9 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     write(tmp_path / "a.md", "first")
     write(tmp_path / "b/b.txt.gz", "second")
     write(tmp_path / "b/c.raw", "third\n")
-    write_rows(tmp_path / "d.jsonl", "fourth,", "two rows")
-    write_rows(tmp_path / "f.parquet", "sixth")
-    write_rows(tmp_path / "g.jsonl.gz", "seventh")
+    write_column(tmp_path / "d.jsonl", ["fourth,", "two rows"])
+    write_column(tmp_path / "f.parquet", ["sixth"])
+    write_column(tmp_path / "g.jsonl.gz", ["seventh"])
     for other in ("a.py", "b/settings.yaml", "picture.png", "README", "z.gz"):
         write(tmp_path / other, b"\xff no text")
     assert read(tmp_path) == "first\n\nsecond\n\nthird\n\n\nfourth,\n\ntwo rows\n\nfifth\n\nsixth\n\nseventh"
@@ -176,8 +132,9 @@ def test_a_folder_may_be_named_as_a_file_is(tmp_path: Path) -> None:
     ],
 )
 def test_a_pattern_chooses_files(tmp_path: Path, pattern: str, text: str) -> None:
-    for name, content in {"a.txt": "first", "b/x.txt": "second", "c.txt": "third", "d.jsonl": jsonl("rows")}.items():
+    for name, content in {"a.txt": "first", "b/x.txt": "second", "c.txt": "third"}.items():
         write(tmp_path / name, content)
+    write_column(tmp_path / "d.jsonl", ["rows"])
     assert read(tmp_path / pattern) == text
 
 
@@ -200,24 +157,20 @@ def test_text_files_say_where_they_are(tmp_path: Path, tokenizer: PreTrainedToke
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.raw", "a.txt.gz"])
 @pytest.mark.parametrize("content", ["", "\n", " \n\t\n"], ids=repr)
-def test_files_without_a_word_are_refused(tmp_path: Path, name: str, content: str) -> None:
+def test_files_without_a_word_are_refused_unless_there_are_others(tmp_path: Path, name: str, content: str) -> None:
     path = write(tmp_path / name, content)
     for where in (path, tmp_path):
         assert complaint(lambda where=where: read(where)) == (
             f"path must be text files with text in them; {where} is empty"
         )
+    write(tmp_path / "b.txt", "text")
+    assert read(tmp_path).strip() == "text"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "a.parquet"])
 def test_files_without_rows_or_with_blank_ones_are_refused(tmp_path: Path, name: str) -> None:
-    assert f"{tmp_path / name} is empty" in complaint(lambda: read(write_rows(tmp_path / name)))
-    assert f"{tmp_path / name} is empty" in complaint(lambda: read(write_rows(tmp_path / name, "", " \n")))
-
-
-def test_an_empty_file_beside_others_does_no_harm(tmp_path: Path) -> None:
-    write(tmp_path / "a.txt", "")
-    write(tmp_path / "b.txt", "text")
-    assert read(tmp_path).strip() == "text"
+    for rows in ([], ["", " \n"]):
+        assert f"{tmp_path / name} is empty" in complaint(lambda rows=rows: read(write_column(tmp_path / name, rows)))
 
 
 @pytest.mark.parametrize("path", ["nowhere.txt", "nowhere/*.txt", "none"])
@@ -252,7 +205,7 @@ def test_a_broken_file_is_named_among_all_of_the_folder(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_a_wrong_column_is_told_by_the_setting_that_is_wrong(tmp_path: Path, name: str) -> None:
-    path = write_rows(tmp_path / name, "a")
+    path = write_column(tmp_path / name, ["a"])
     assert complaint(lambda: read(path, "sentence")) == (
         f"column must be a column of {path}, not 'sentence'; it has id, text"
     )

@@ -4,16 +4,14 @@ import copy
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from barber.data.texts import Tokens
 from barber.errors import NumericsError
 from barber.evals.agreement import Agreement
 from barber.evals.evaluation import Evaluation
@@ -21,9 +19,9 @@ from barber.evals.placement import Placement
 from barber.evals.results import AgreementResult
 from barber.evals.windows import WindowProtocol, Windows
 from barber.model.decoder import Decoder
-from barber.runtime.cache import Cache
 from barber.runtime.plain import plain
 from tests import tiny
+from tests.evals.measuring import Ids, quiet
 
 CPU = torch.device("cpu")
 LENGTH = 12
@@ -42,18 +40,8 @@ BLOCKS = {"gpt2": ("attn", "mlp")}
 families = pytest.mark.parametrize("family", list(LAYERS))
 
 
-@dataclass(frozen=True)
-class Ids:
-    """A text that is tokenised already."""
-
-    count: int = COUNT
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
-        return Tokens(tiny.tokens(1, self.count, seed=5)[0], f"{self.count} ids")
-
-
 def windows(protocol: WindowProtocol) -> Windows:
-    return protocol.cut(Ids(), Ids().tokens(None), None)
+    return protocol.cut(Ids(COUNT), Ids(COUNT).tokens(None), None)
 
 
 def pruned(dense: PreTrainedModel, share: float = 0.4) -> PreTrainedModel:
@@ -78,7 +66,7 @@ def compare(
     """The agreement, as a run measures it: first the dense model, then the other."""
     spec = Evaluation(
         stages=["pruned"],
-        texts={"text": Ids()},
+        texts={"text": Ids(COUNT)},
         windows=[protocol or WindowProtocol(LENGTH)],
         perplexity=perplexity,
         agreement=Agreement(block_positions),
@@ -86,8 +74,8 @@ def compare(
         placement=placement,
     )
     prepared = spec.prepare(None, Path("nowhere"))
-    assert prepared.measure("dense", dense, CPU, lambda what, steps: lambda done: None) is None
-    results = prepared.measure("pruned", sparse, CPU, lambda what, steps: lambda done: None)
+    assert prepared.measure("dense", dense, CPU, quiet) is None
+    results = prepared.measure("pruned", sparse, CPU, quiet)
     assert results is not None
     assert plain(results).keys() == ({"agreement", "perplexity"} if perplexity else {"agreement"})
     return results.agreement["text"]
@@ -197,11 +185,11 @@ def test_the_dense_model_may_be_the_very_one_that_is_pruned_later() -> None:
     sparse = pruned(model)
     expected = compare(copy.deepcopy(model), sparse)
 
-    spec = Evaluation(["pruned"], {"text": Ids()}, [WindowProtocol(LENGTH)], False, Agreement(10))
+    spec = Evaluation(["pruned"], {"text": Ids(COUNT)}, [WindowProtocol(LENGTH)], False, Agreement(10))
     prepared = spec.prepare(None, Path("nowhere"))
-    prepared.measure("dense", model, CPU, lambda what, steps: lambda done: None)
+    prepared.measure("dense", model, CPU, quiet)
     model.load_state_dict(sparse.state_dict())
-    results = prepared.measure("pruned", model, CPU, lambda what, steps: lambda done: None)
+    results = prepared.measure("pruned", model, CPU, quiet)
     assert results is not None
     assert results.agreement["text"].kl_divergence == pytest.approx(expected.kl_divergence, rel=1e-5)
     assert results.agreement["text"].block_errors == pytest.approx(expected.block_errors, rel=1e-5)

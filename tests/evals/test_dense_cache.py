@@ -5,15 +5,15 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from barber.data.texts import Text, Tokens
+from barber.data.texts import Text
 from barber.evals.agreement import Agreement
 from barber.evals.evaluation import Evaluation, Prepared
 from barber.evals.placement import Placement
@@ -22,24 +22,14 @@ from barber.evals.windows import WindowProtocol
 from barber.model.decoder import Decoder
 from barber.runtime.cache import Cache
 from tests import tiny
+from tests.evals.measuring import Ids, quiet
 
 CPU = torch.device("cpu")
 LENGTH = 12
+COUNT = 5 * LENGTH
 
 both = pytest.mark.parametrize("placement", ["whole", "layers"])
 kinds = pytest.mark.parametrize("agreement", [None, Agreement(10)], ids=["perplexity", "perplexity and agreement"])
-
-
-@dataclass(frozen=True)
-class Ids:
-    """A text that is tokenised already."""
-
-    count: int = 5 * LENGTH
-    seed: int = 5
-    source: str = "ids"
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
-        return Tokens(tiny.tokens(1, self.count, self.seed)[0], self.source)
 
 
 @pytest.fixture
@@ -63,7 +53,7 @@ def prepared(
 ) -> Prepared:
     spec = Evaluation(
         stages=["dense", "pruned", "rebuilt"],
-        texts=texts or {"text": Ids()},
+        texts=texts or {"text": Ids(COUNT)},
         windows=[WindowProtocol(seqlen, stride, bos, max_windows)],
         perplexity=perplexity,
         agreement=agreement,
@@ -74,7 +64,7 @@ def prepared(
 
 
 def measure(model: PreTrainedModel, evaluation: Prepared, stage: Any = "dense") -> StageResults:
-    results = evaluation.measure(stage, model, CPU, lambda what, steps: lambda done: None)
+    results = evaluation.measure(stage, model, CPU, quiet)
     return results or StageResults()
 
 
@@ -126,7 +116,7 @@ def test_kept_results_say_when_they_were_measured(kept: Path) -> None:
 
 
 def test_every_text_has_an_entry_of_its_own(kept: Path) -> None:
-    one, two = Ids(seed=5), Ids(seed=6)
+    one, two = Ids(COUNT, 5), Ids(COUNT, 6)
     measure(tiny.model(), prepared({"one": one}))
     results = measure(tiny.model(), prepared({"one": one, "two": two}))
     assert hits(results) == ["one"]
@@ -135,8 +125,8 @@ def test_every_text_has_an_entry_of_its_own(kept: Path) -> None:
 
 
 def test_the_same_ids_found_elsewhere_are_the_same_text(kept: Path) -> None:
-    measure(tiny.model(), prepared({"text": Ids(source="the hub")}))
-    results = measure(at_rest(tiny.model()), prepared({"other": Ids(source="a folder")}))
+    measure(tiny.model(), prepared({"text": Ids(COUNT, source="the hub")}))
+    results = measure(at_rest(tiny.model()), prepared({"other": Ids(COUNT, source="a folder")}))
     assert hits(results) == ["other"]
     assert results.perplexity["other"].protocol.text == "a folder"
 
@@ -184,7 +174,7 @@ def test_another_model_is_measured_anew(
         {"max_windows": 2},
         {"batch_size": 1},
         {"placement": "layers"},
-        {"texts": {"text": Ids(seed=6)}},
+        {"texts": {"text": Ids(COUNT, 6)}},
         {"agreement": Agreement(10)},
     ],
     ids=str,
@@ -358,7 +348,7 @@ def test_a_kept_model_is_compared_with_exactly_like_a_fresh_one(
         linear.module.weight.data[::2] = 0
     results = []
     for model in (tiny.model(family).to(dtype), at_rest(tiny.model(family).to(dtype))):
-        evaluation = prepared({"one": Ids(), "two": Ids(40, 6)}, agreement=Agreement(10), placement=placement)
+        evaluation = prepared({"one": Ids(COUNT), "two": Ids(40, 6)}, agreement=Agreement(10), placement=placement)
         measure(model, evaluation)
         results.append(measure(copy.deepcopy(sparse), evaluation, "rebuilt"))
     assert results[1] == results[0]

@@ -12,9 +12,7 @@ from transformers import PreTrainedModel
 
 from barber.evals.agreement import Agreement
 from barber.evals.forward import Batch, BlockOutputs, Forward
-from barber.evals.perplexity import Perplexity
 from barber.evals.placement import goes_by_layer, placed
-from barber.evals.results import TextProtocol
 from barber.evals.windows import Windows
 from barber.model.blocks import main_output
 from barber.model.decoder import Decoder
@@ -94,21 +92,6 @@ def test_layer_by_layer_the_logits_are_those_of_the_model(name: str) -> None:
         assert [batch.windows for batch in found] == [slice(0, 3), slice(3, 5)]
         assert torch.equal(torch.cat([batch.tokens_BL for batch in found]), tokens_NL)
         torch.testing.assert_close(torch.cat([batch.logits_BLV for batch in found]), logits_NLV, rtol=1e-5, atol=1e-5)
-
-
-PROTOCOL = TextProtocol("ids", text_tokens=60, seqlen=12, stride=12, bos=False, max_windows=None)
-
-
-@every_family
-def test_layer_by_layer_the_perplexity_is_that_of_the_whole(name: str) -> None:
-    model, tokens_NL = tiny.model(name), tiny.tokens(num_samples=5)
-    results = []
-    for by_layer in (False, True):
-        perplexity = Perplexity(Windows(tokens_NL, tokens_NL.shape[1], "ids", PROTOCOL))
-        for batch in run(model, tokens_NL, by_layer):
-            perplexity.add(batch)
-        results.append(perplexity.result().perplexity)
-    assert results[1] == pytest.approx(results[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])

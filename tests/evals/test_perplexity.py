@@ -3,23 +3,21 @@
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from barber.data.texts import Text, TextFiles, TokenFile, Tokens
+from barber.data.texts import Text, TextFiles, TokenFile
 from barber.errors import NumericsError, UserError
 from barber.evals.evaluation import Evaluation, evaluation
 from barber.evals.placement import Placement
 from barber.evals.results import PerplexityResult
 from barber.evals.windows import WindowProtocol
-from barber.model.sources import RandomModel
-from barber.runtime.cache import Cache
 from barber.runtime.plain import plain
 from tests import tiny
+from tests.evals.measuring import Ids, quiet
 
 CPU = torch.device("cpu")
 LENGTH = 12
@@ -31,20 +29,9 @@ batch_sizes = pytest.mark.parametrize("batch_size", [1, 3])
 placements = pytest.mark.parametrize("placement", ["whole", "layers"])
 
 
-@dataclass(frozen=True)
-class Ids:
-    """A text that is tokenised already."""
-
-    count: int
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
-        return Tokens(tiny.tokens(1, self.count, seed=5)[0], f"{self.count} ids")
-
-
 def tokenizer() -> PreTrainedTokenizerBase:
     """One whose BOS token is that of the tiny models."""
-    made = RandomModel("llama").tokenizer()
-    assert made is not None
+    made = tiny.tokenizer()
     made.bos_token = made.convert_ids_to_tokens(BOS)
     return made
 
@@ -78,7 +65,7 @@ def evaluate(
     *,
     batch_size: int | None = None,
     placement: Placement = "whole",
-    watch: Callable[[str, int], Callable[[int], None]] = lambda what, steps: lambda done: None,
+    watch: Callable[[str, int], Callable[[int], None]] = quiet,
 ) -> PerplexityResult:
     """The results on one text, as a run has them."""
     spec = Evaluation(
@@ -150,7 +137,7 @@ def test_a_limit_takes_the_first_windows_and_is_recorded() -> None:
 def test_windows_of_several_lengths_have_a_result_each() -> None:
     model, text = tiny.model("llama"), Ids(60)
     spec = evaluation(stages=["dense"], texts={"text": text}, seqlen=[LENGTH, 5], perplexity=True)
-    found = spec.prepare(None, Path("nowhere")).measure("dense", model, CPU, lambda what, steps: lambda done: None)
+    found = spec.prepare(None, Path("nowhere")).measure("dense", model, CPU, quiet)
     assert found is not None
     for name, length in {"text": LENGTH, "text_5": 5}.items():
         losses = [loss for window in window_losses(model, text.tokens(None).tokens_T, length) for loss in window]
@@ -213,11 +200,6 @@ def test_a_loss_that_is_no_number_stops_the_evaluation(number: float, placement:
     model.lm_head.weight.data[3] = number
     with pytest.raises(NumericsError, match="the evaluated model's loss is NaN or infinite"):
         evaluate(model, Ids(60), placement=placement)
-
-
-def test_a_text_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^seqlen must be at most 11, the tokens of the text \(11 ids\), not 12$"):
-        evaluate(tiny.model("llama"), Ids(LENGTH - 1))
 
 
 @pytest.mark.parametrize(

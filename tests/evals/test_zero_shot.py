@@ -30,10 +30,10 @@ from barber.evals.results import StageResults, ZeroShotResult
 from barber.evals.tasks import Tasks
 from barber.evals.windows import WindowProtocol
 from barber.evals.zero_shot import ZeroShot
-from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache
 from barber.runtime.plain import plain
 from tests import tiny
+from tests.evals.measuring import quiet
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "evals" / "zero_shot.yaml"
 SEVEN = ["boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
@@ -134,14 +134,9 @@ def model() -> PreTrainedModel:
 
 def tokenizer() -> PreTrainedTokenizerBase:
     """One that maps every byte to an id; it has an end token and, like those of many models, no padding token."""
-    made = RandomModel("llama").tokenizer()
-    assert made is not None
+    made = tiny.tokenizer()
     made.eos_token = "~"
     return made
-
-
-def quiet(what: str, steps: int) -> Callable[[int], None]:
-    return lambda done: None
 
 
 def evaluate(spec: ZeroShot, tasks: Tasks) -> ZeroShotResult:
@@ -221,44 +216,25 @@ def of_seven(seven: tuple[ZeroShot, Tasks, Path]) -> ZeroShotResult:
     return evaluate(spec, tasks)
 
 
-def test_the_figures_are_lm_evals_own(seven: tuple[ZeroShot, Tasks, Path], of_seven: ZeroShotResult) -> None:
-    _, _, configs = seven
+def test_the_figures_are_lm_evals_own_and_every_stage_is_asked_the_same(
+    seven: tuple[ZeroShot, Tasks, Path], of_seven: ZeroShotResult, data: Path
+) -> None:
+    spec, tasks, configs = seven
     assert sorted(path.stem for path in configs.iterdir()) == sorted(SEVEN)
     check_equal(of_seven, lm_eval_itself(SEVEN, configs, num_fewshot=0), SEVEN)
     assert list(of_seven.tasks) == SEVEN
     assert of_seven.lm_eval == lm_eval.__version__
-
-
-def test_the_mean_is_that_of_the_seven_accuracies(of_seven: ZeroShotResult) -> None:
-    accuracies = [of_seven.tasks[name].acc for name in SEVEN]
-    assert of_seven.mean_acc == pytest.approx(sum(accuracies) / 7, abs=1e-12)
-    assert of_seven.mean_of == tuple(SEVEN)
-    assert len(set(accuracies)) > 2  # otherwise these tests see little
-
-
-def test_the_documents_are_those_of_the_files(data: Path, of_seven: ZeroShotResult) -> None:
-    places = {name: str(Path(of_seven.tasks[name].data)) for name in SEVEN}
-    assert places == {
-        "boolq": str(data / "boolq/boolq_validation.jsonl"),
-        "rte": str(data / "glue_rte/validation.jsonl"),
-        "hellaswag": str(data / "hellaswag/hellaswag_val.jsonl"),
-        "winogrande": str(data / "winogrande_xl/validation.jsonl"),
-        "arc_easy": str(data / "ai2_arc/ARC-Easy-test.jsonl"),
-        "arc_challenge": str(data / "ai2_arc/ARC-Challenge-test.jsonl"),
-        "openbookqa": str(data / "openbookqa/test.jsonl"),
+    assert {name: str(Path(of_seven.tasks[name].data)) for name in SEVEN} == {
+        name: str(data / f"{file}.jsonl") for name, file in zip(SEVEN, ROWS, strict=True)
     }
     for result in of_seven.tasks.values():
         assert (result.documents, result.documents_in_all) == (DOCUMENTS, DOCUMENTS)
     assert of_seven.limit is None
-
-
-def test_every_stage_of_a_run_is_asked_the_same(seven: tuple[ZeroShot, Tasks, Path], of_seven: ZeroShotResult) -> None:
-    spec, tasks, _ = seven
+    accuracies = [of_seven.tasks[name].acc for name in SEVEN]
+    assert of_seven.mean_acc == pytest.approx(sum(accuracies) / 7, abs=1e-12)
+    assert of_seven.mean_of == tuple(SEVEN)
+    assert len(set(accuracies)) > 2  # otherwise these tests see little
     assert evaluate(spec, tasks) == of_seven
-
-
-def test_another_model_has_other_figures(seven: tuple[ZeroShot, Tasks, Path], of_seven: ZeroShotResult) -> None:
-    spec, tasks, _ = seven
     changed = model()
     changed.model.layers[1].mlp.down_proj.weight.data.mul_(-3)
     assert spec.evaluate(changed, tokenizer(), tasks, quiet).tasks != of_seven.tasks
@@ -272,12 +248,8 @@ def test_a_limit_takes_the_first_documents_and_is_recorded(data: Path, tmp_path:
     assert results.limit == 4
     for name in names:
         assert (results.tasks[name].documents, results.tasks[name].documents_in_all) == (4, DOCUMENTS)
-
-
-def test_a_limit_beyond_the_documents_takes_them_all(data: Path, tmp_path: Path) -> None:
-    spec = shipped(data, tasks=["rte"], limit=1000)
-    result = evaluate(spec, spec.prepare(tmp_path)).tasks["rte"]
-    assert (result.documents, result.documents_in_all) == (DOCUMENTS, DOCUMENTS)
+    beyond = shipped(data, tasks=["rte"], limit=1000)
+    assert evaluate(beyond, beyond.prepare(tmp_path)).tasks["rte"].documents == DOCUMENTS
 
 
 def test_boolq_is_the_same_in_both_forms_of_the_hub(data: Path, tmp_path: Path, of_seven: ZeroShotResult) -> None:
@@ -331,37 +303,19 @@ def test_any_other_task_needs_but_a_pattern(tmp_path: Path) -> None:
     assert results.mean_acc == results.tasks["piqa"].acc
 
 
-def test_a_task_without_a_pattern_is_told_where_to_say_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        shipped(tmp_path, tasks=["piqa"]).prepare(tmp_path / "out")
-    check_sentence(caught.value, "piqa", "validation", "zero_shot.files.piqa.validation=", "baber/piqa")
-
-
 @pytest.mark.parametrize("shots", [1, 3])
-def test_examples_before_a_question_come_from_the_train_file(data: Path, tmp_path: Path, shots: int) -> None:
+def test_examples_before_a_question_come_from_the_train_file_the_same_for_every_stage(
+    data: Path, tmp_path: Path, shots: int
+) -> None:
     spec = shipped(data, tasks=["rte"], num_fewshot=shots)
     tasks = spec.prepare(tmp_path)
-    results = evaluate(spec, tasks)
-    check_equal(results, lm_eval_itself(["rte"], tmp_path, num_fewshot=shots), ["rte"])
-    assert results.tasks["rte"].num_fewshot == shots
-
-
-def test_every_stage_of_a_run_is_shown_the_same_examples(data: Path, tmp_path: Path) -> None:
-    spec = shipped(data, tasks=["rte"], num_fewshot=3)
-    tasks = spec.prepare(tmp_path)
-    prompts = []
-    for _ in ("dense", "pruned", "rebuilt"):
-        evaluate(spec, tasks)
+    results, prompts = [], []
+    for _ in ("dense", "pruned"):
+        results.append(evaluate(spec, tasks))
         prompts.append([request.args for request in tasks.loaded["tasks"]["rte"].instances])
     assert prompts[1] == prompts[0]
-    assert prompts[2] == prompts[0]
-
-
-def test_examples_need_a_train_file(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        shipped(data, tasks=["winogrande"], num_fewshot=1).prepare(tmp_path)
-    check_sentence(caught.value, "data_dir must hold the train split of winogrande", "winogrande_xl/*train*")
-    assert caught.value.field == "data_dir"
+    check_equal(results[0], lm_eval_itself(["rte"], tmp_path, num_fewshot=shots), ["rte"])
+    assert results[0].tasks["rte"].num_fewshot == shots
 
 
 def test_a_digest_is_that_of_the_documents_and_of_how_they_are_asked(data: Path, tmp_path: Path) -> None:
@@ -436,10 +390,8 @@ def test_what_goes_wrong_in_lm_eval_is_a_sentence(data: Path, tmp_path: Path) ->
 
 def test_the_tiny_model_of_the_configs_can_be_tried(data: Path, tmp_path: Path) -> None:
     """Its tokenizer has neither a BOS nor an end token."""
-    plain = RandomModel("llama").tokenizer()
-    assert plain is not None
     spec = shipped(data, tasks=["rte"])
-    assert spec.evaluate(model(), plain, spec.prepare(tmp_path), quiet).mean_acc is not None
+    assert spec.evaluate(model(), tiny.tokenizer(), spec.prepare(tmp_path), quiet).mean_acc is not None
 
 
 def evaluation(spec: ZeroShot, placement: Any = "whole") -> Evaluation:
@@ -471,33 +423,21 @@ def dense(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     return measure
 
 
-def test_the_dense_models_figures_are_kept(dense: Callable[..., ZeroShotResult]) -> None:
+def test_the_dense_models_figures_are_kept_for_the_same_measurement_of_the_same_model(
+    dense: Callable[..., ZeroShotResult],
+) -> None:
+    """With another tokenizer the same weights are asked other questions: say, a token goes before them."""
     first = dense()
     resting = model()
     resting.forward = None
     again = dense(resting)
     assert again.cached
     assert replace(again, cached=None) == first
-
-
-@pytest.mark.parametrize(
-    "change", [{"limit": 4}, {"num_fewshot": 2}, {"batch_size": 3}, {"tasks": ["arc_easy"]}], ids=str
-)
-def test_another_measurement_is_made_anew(dense: Callable[..., ZeroShotResult], change: Row) -> None:
-    dense()
-    assert dense(**change).cached is None
-
-
-def test_another_model_is_measured_anew(dense: Callable[..., ZeroShotResult]) -> None:
-    dense()
+    for change in ({"limit": 4}, {"num_fewshot": 2}, {"batch_size": 3}, {"tasks": ["arc_easy"]}):
+        assert dense(**change).cached is None, change
     changed = model()
     changed.lm_head.weight.data[3] *= 2
     assert dense(changed).cached is None
-
-
-def test_another_tokenizer_is_measured_anew(dense: Callable[..., ZeroShotResult]) -> None:
-    """The same weights are asked other questions where, say, a token goes before them."""
-    dense()
     begun = tokenizer()
     begun.backend_tokenizer.post_processor = TemplateProcessing(single="! $A", special_tokens=[("!", 0)])
     assert begun("a")["input_ids"] != tokenizer()("a")["input_ids"]
@@ -525,6 +465,33 @@ def test_a_tokenizer_is_needed(data: Path, tmp_path: Path) -> None:
         evaluation(shipped(data)).prepare(None, tmp_path)
 
 
+MISSING: list[tuple[Row, list[str]]] = [
+    ({"tasks": ["piqa"]}, ["piqa", "validation", "zero_shot.files.piqa.validation=", "baber/piqa"]),
+    (
+        {"tasks": ["winogrande"], "num_fewshot": 1},
+        ["data_dir must hold the train split of winogrande", "winogrande_xl/*train*"],
+    ),
+    ({"tasks": ["sciq"], "data_dir": "nowhere"}, ["data_dir must be a folder", "nowhere"]),
+    (
+        {"tasks": ["openbookqa"], "data_dir": "."},
+        ["data_dir must hold the test split of openbookqa", "openbookqa/*test*", "allenai/openbookqa"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"), MISSING, ids=lambda value: value["tasks"][0] if "tasks" in value else ""
+)
+def test_what_is_missing_is_named_with_what_to_do(
+    settings: Row, parts: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        shipped(data, **settings).prepare(tmp_path / "out")
+    check_sentence(caught.value, *parts)
+    assert caught.value.field == "data_dir"
+
+
 @pytest.mark.parametrize("name", ["bolq", "nothing", "BoolQ"])
 def test_an_unknown_task_is_named(data: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"^tasks must be lm-eval tasks, and '{name}' is none"):
@@ -537,81 +504,30 @@ def test_a_folder_holds_single_tasks_only(data: Path, tmp_path: Path, name: str)
         shipped(data, tasks=[name]).prepare(tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        shipped(tmp_path / "nowhere").prepare(tmp_path)
-    check_sentence(caught.value, "data_dir must be a folder", str(tmp_path / "nowhere"))
+def relabelled(label: Callable[[int, Any], Any]) -> Callable[[Path], object]:
+    changed = [row | {"label": label(i, row["label"])} for i, row in enumerate(rows("glue_rte/validation"))]
+    return lambda path: write(path, changed)
 
 
-def test_a_folder_without_the_tasks_file_says_which_to_download(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        shipped(tmp_path, tasks=["openbookqa"]).prepare(tmp_path)
-    check_sentence(caught.value, "data_dir must hold the test split of openbookqa", "openbookqa/*test*")
-    check_sentence(caught.value, "allenai/openbookqa", str(tmp_path))
+WORDED = ["entailment", "not_entailment"]
+UNLABELLED = [{key: value for key, value in row.items() if key != "label"} for row in rows("glue_rte/validation")]
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a line cut off": (lambda path: path.write_bytes(path.read_bytes()[:-30]), f"line {DOCUMENTS}"),
+    "no line": (lambda path: path.write_bytes(b""), "is empty"),
+    "no JSON": (lambda path: path.write_text("sentence1\tsentence2\tlabel\nA dog.\tA cat.\t1\n"), "line 1"),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe\x00\x01\n"), "UTF-8"),
+    "other columns": (lambda path: write(path, [{"text": "A text.", "number": 3}] * 5), "rte"),
+    "no labels": (lambda path: write(path, UNLABELLED), "rte"),
+    "labels withheld, as in the test splits of GLUE": (relabelled(lambda i, label: -1), "rte"),
+    "one label withheld": (relabelled(lambda i, label: -1 if i == DOCUMENTS - 1 else label), "rte"),
+    "labels in words": (relabelled(lambda i, label: WORDED[label]), "rte"),
+    "labels beyond the choices": (relabelled(lambda i, label: label + 1), "rte"),
+}
 
 
-def line_cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-30])
-
-
-def no_line(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def wrong_columns(path: Path) -> None:
-    write(path, [{"text": "A text.", "number": 3}] * 5)
-
-
-def relabelled(path: Path, label: Callable[[int, Any], Any]) -> None:
-    write(path, [row | {"label": label(i, row["label"])} for i, row in enumerate(rows("glue_rte/validation"))])
-
-
-def no_labels(path: Path) -> None:
-    write(path, [{key: value for key, value in row.items() if key != "label"} for row in rows("glue_rte/validation")])
-
-
-def labels_withheld(path: Path) -> None:
-    relabelled(path, lambda i, label: -1)  # as the test splits of GLUE
-
-
-def one_label_withheld(path: Path) -> None:
-    relabelled(path, lambda i, label: -1 if i == DOCUMENTS - 1 else label)
-
-
-def labels_in_words(path: Path) -> None:
-    relabelled(path, lambda i, label: ["entailment", "not_entailment"][label])
-
-
-def labels_beyond_the_choices(path: Path) -> None:
-    relabelled(path, lambda i, label: label + 1)
-
-
-def no_json(path: Path) -> None:
-    path.write_text("sentence1\tsentence2\tlabel\nA dog.\tA cat.\t1\n")
-
-
-def no_text(path: Path) -> None:
-    path.write_bytes(b"\xff\xfe\x00\x01\n")
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (line_cut_off, f"line {DOCUMENTS}"),
-        (no_line, "is empty"),
-        (wrong_columns, "rte"),
-        (no_labels, "rte"),
-        (labels_withheld, "rte"),
-        (one_label_withheld, "rte"),
-        (labels_in_words, "rte"),
-        (labels_beyond_the_choices, "rte"),
-        (no_json, "line 1"),
-        (no_text, "UTF-8"),
-    ],
-    ids=lambda value: getattr(value, "__name__", "says"),
-)
+@pytest.mark.parametrize(("damage", "says"), DAMAGES.values(), ids=DAMAGES)
 def test_a_file_that_does_not_fit_is_refused_in_a_sentence(
-    tmp_path: Path, damage: Callable[[Path], None], says: str
+    tmp_path: Path, damage: Callable[[Path], object], says: str
 ) -> None:
     """Where a label is none of the choices, lm-eval would count every answer as wrong and go on."""
     file = write(tmp_path / "glue_rte/validation.jsonl", rows("glue_rte/validation"))

@@ -1,6 +1,5 @@
 """A model whose decoder layers stay on disk: the same bits as in memory, and one layer in memory at a time."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,26 +15,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from barber import NM, Barber, BlockReport, Magnitude, NumericsError, SparseGPT, Unstructured, UserError, Wanda
-from barber.data.texts import Tokens
 from barber.evals.agreement import Agreement
 from barber.evals.cache import model_digest
 from barber.evals.evaluation import Evaluation
 from barber.evals.results import StageResults
-from barber.evals.sample import Sample
 from barber.evals.windows import WindowProtocol
 from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
-from barber.model.difference import Difference
 from barber.model.sources import RandomModel, hollow
 from barber.model.stream import Streamed, TensorFolder, opened
 from barber.model.weights import InMemory, Weights
-from barber.runtime.cache import Cache
 from barber.walk.walk import BlockResult
 from tests import tiny
-from tests.cli.running import save_model
+from tests.cli.running import contents, loaded, save_model, tensors_of
+from tests.evals.measuring import Ids, quiet
 from tests.pruning import prune
 
 CPU = torch.device("cpu")
@@ -85,13 +81,6 @@ def written(run: Run, folder: Path) -> Path:
     return folder
 
 
-def loaded(folder: Path) -> PreTrainedModel:
-    """A model of which no tensor was missing and none left over."""
-    model, found = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), found
-    return model
-
-
 def assert_the_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -108,13 +97,6 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, 
     """Change the tensors of a folder with one file."""
     save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
     return folder
-
-
-def contents(folder: Path) -> dict[str, tuple[str, int]]:
-    """What the files of a folder hold and when they were written."""
-    return {
-        path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in folder.iterdir()
-    }
 
 
 def assert_empty(model: PreTrainedModel) -> None:
@@ -178,21 +160,17 @@ def test_a_model_keeps_the_dtype_that_it_is_stored_in(name: str, dtype: torch.dt
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
-def test_the_dtype_that_was_asked_for_is_that_of_all_weights(tmp_path: Path) -> None:
-    source = save("llama", tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
-    expected = pruned(model, InMemory(model), None)
-    found = streamed(source, tmp_path / "checkpoint", dtype=torch.bfloat16)
-    assert found.blocks == expected.blocks
-    assert_the_same(loaded(written(found, tmp_path / "out")).state_dict(), expected.model.state_dict())
-
-
-def test_tensors_of_several_dtypes_become_that_of_the_config(tmp_path: Path) -> None:
+def test_the_dtype_that_was_asked_for_is_that_of_all_weights_and_otherwise_that_of_the_config(tmp_path: Path) -> None:
     source = save("llama", tmp_path / "model", torch.bfloat16)
     rewrite(source, lambda tensors: {name: t.float() if "norm" in name else t for name, t in tensors.items()})
     expected, found = in_memory(source), streamed(source, tmp_path / "checkpoint")
     assert found.blocks == expected.blocks
     assert_the_same(found.tensors(), expected.tensors())
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    expected = pruned(model, InMemory(model), None)
+    found = streamed(source, tmp_path / "in float32", dtype=torch.float32)
+    assert found.blocks == expected.blocks
+    assert_the_same(loaded(written(found, tmp_path / "out")).state_dict(), expected.model.state_dict())
 
 
 # How models lie on disk
@@ -249,30 +227,21 @@ def test_tied_weights_stay_tied_and_are_written_once(name: str, tmp_path: Path) 
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_a_head_that_is_stored_beside_the_embedding_that_it_equals_may_be_tied(tmp_path: Path) -> None:
-    source = save("gemma2", tmp_path / "model")
-    expected = in_memory(source)
-    rewrite(source, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
-    found = streamed(source, tmp_path / "checkpoint")
-    assert_the_same(found.tensors(), expected.tensors())
-
-
-def test_a_head_that_is_stored_beside_another_embedding_is_not_tied(tmp_path: Path) -> None:
-    source = save("gemma2", tmp_path / "model")
-    rewrite(source, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1})
-    expected = AutoModelForCausalLM.from_pretrained(source)
-    model, _ = opened(AutoConfig.from_pretrained(source), source, None)
-    assert torch.equal(model.lm_head.weight, expected.lm_head.weight)
-    assert torch.equal(model.model.embed_tokens.weight, expected.model.embed_tokens.weight)
-
-
-def test_the_head_alone_is_enough_where_the_embedding_is_tied_to_it(tmp_path: Path) -> None:
-    source = save("gemma2", tmp_path / "model")
-    expected = AutoModelForCausalLM.from_pretrained(source)
-    rewrite(source, lambda tensors: {"lm_head.weight": tensors.pop("model.embed_tokens.weight"), **tensors})
-    model, _ = opened(AutoConfig.from_pretrained(source), source, None)
-    assert torch.equal(model.model.embed_tokens.weight, expected.model.embed_tokens.weight)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+def test_a_head_beside_the_embedding_is_tied_where_they_are_equal_and_one_of_them_is_enough(tmp_path: Path) -> None:
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    changes: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+        "equal": lambda tensors: tensors | {head: tensors[embedding].clone()},
+        "another": lambda tensors: tensors | {head: tensors[embedding] + 1},
+        "head alone": lambda tensors: {head: tensors.pop(embedding), **tensors},
+    }
+    for kind, change in changes.items():
+        source = save("gemma2", tmp_path / kind)
+        whole = AutoModelForCausalLM.from_pretrained(source)
+        rewrite(source, change)
+        found, _ = opened(AutoConfig.from_pretrained(source), source, None)
+        assert torch.equal(found.model.embed_tokens.weight, whole.model.embed_tokens.weight)
+        assert torch.equal(found.lm_head.weight, whole.lm_head.weight + (kind == "another"))
+        assert (found.lm_head.weight is found.model.embed_tokens.weight) == (kind != "another")
 
 
 def test_files_that_are_not_of_the_model_are_not_looked_at(tmp_path: Path) -> None:
@@ -283,22 +252,14 @@ def test_files_that_are_not_of_the_model_are_not_looked_at(tmp_path: Path) -> No
     assert_the_same({name: files.tensor(name) for name in tensors}, tensors)
 
 
-@pytest.mark.parametrize("missing", ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize("missing", ["model.norm", "lm_head", "model.embed_tokens", "model.layers.1.mlp.up_proj"])
 def test_a_folder_without_a_tensor_is_refused_by_its_name(missing: str, tmp_path: Path) -> None:
     source = save("llama", tmp_path / "model")
-    rewrite(source, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != missing})
+    rewrite(source, lambda tensors: {name: t for name, t in tensors.items() if name != f"{missing}.weight"})
     with pytest.raises(UserError) as refusal:
         opened(AutoConfig.from_pretrained(source), source, None)
     assert refusal.value.field == "path"
-    assert f"{source} has no {missing};" in str(refusal.value)
-
-
-def test_so_is_one_without_a_tensor_of_a_layer_before_the_walk_begins(tmp_path: Path) -> None:
-    source = save("llama", tmp_path / "model")
-    missing = "model.layers.1.mlp.up_proj.weight"
-    rewrite(source, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != missing})
-    with pytest.raises(UserError, match=missing):
-        opened(AutoConfig.from_pretrained(source), source, None)
+    assert f"{source} has no {missing}.weight;" in str(refusal.value)
 
 
 def test_what_is_read_may_be_written_to_and_the_file_stays(tmp_path: Path) -> None:
@@ -413,74 +374,16 @@ def test_the_layers_are_empty_again_after_an_error(place: str, tmp_path: Path) -
 # What is measured
 
 
-@dataclass(frozen=True)
-class Ids:
-    """A text that is tokenised already."""
-
-    source: str = "ids"
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
-        return Tokens(tiny.tokens(1, 5 * 12, seed=5)[0], self.source)
-
-
 def measure(stage: Any, model: PreTrainedModel, weights: Weights, prepared: Any = None) -> StageResults:
-    results: StageResults = (prepared or evaluation()).measure(
-        stage, model, CPU, lambda what, steps: lambda done: None, weights=weights
-    )
+    results: StageResults = (prepared or evaluation()).measure(stage, model, CPU, quiet, weights=weights)
     return results
 
 
-def evaluation(tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
-    """Perplexity and agreement, the layers one by one, and a sample where there is a tokenizer."""
-    spec = Evaluation(
-        stages=list(STAGES),
-        texts={"text": Ids()},
-        windows=[WindowProtocol(12, None, False, None)],
-        agreement=Agreement(10),
-        sample=None if tokenizer is None else Sample("It is", 5),
-        batch_size=2,
-        placement="layers",
-    )
-    return spec.prepare(tokenizer, Path("nowhere"))
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "options"),
-    [
-        ("llama", torch.float32, {}),
-        ("llama", torch.bfloat16, {"pruner": SparseGPT(), "rebuild": Barber(0.9, retain_reconstruction=True)}),
-        ("gpt2", torch.float32, {}),
-        ("gemma2", torch.bfloat16, {}),
-        ("opt", torch.float32, {"pruner": SparseGPT()}),
-    ],
-    ids=str,
-)
-def test_all_three_stages_are_measured_as_in_memory(
-    name: str, dtype: torch.dtype, options: dict[str, Any], tmp_path: Path
-) -> None:
-    source = save(name, tmp_path / "model", dtype, vocab_size=300)
-    tokenizer = RandomModel("llama").tokenizer()
-    found = []
-    for streams in (False, True):
-        model = AutoModelForCausalLM.from_pretrained(source).eval()
-        weights: Weights = InMemory(model)
-        checkpoint = None
-        if streams:
-            model, tensors = opened(AutoConfig.from_pretrained(source), source, None)
-            checkpoint = Checkpoint(tmp_path, len(Decoder(model).layers))
-            weights = Streamed(model, tensors, checkpoint)
-        prepared = evaluation(tokenizer)
-        with weights.showing("dense"):
-            results = [measure("dense", model, weights, prepared)]
-        pruned(model, weights, checkpoint, **options)
-        for stage in ("pruned", "rebuilt"):
-            with weights.showing(stage):
-                results.append(measure(stage, model, weights, prepared))
-        found.append(results)
-    assert found[0] == found[1]
-    values = [result.perplexity["text"].nll_per_token for result in found[0]]
-    assert len(set(values)) == 3
-    assert all(result.perplexity and result.sample for result in found[0])
+def evaluation() -> Any:
+    """Perplexity and agreement, the layers one by one."""
+    protocol = WindowProtocol(12)
+    settings = {"agreement": Agreement(10), "batch_size": 2, "placement": "layers"}
+    return Evaluation(list(STAGES), {"text": Ids(60)}, [protocol], **settings).prepare(None, Path("nowhere"))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
@@ -533,13 +436,7 @@ def test_the_folder_is_that_of_a_model_in_memory_but_for_its_shards(name: str, t
     shards = {f"model-{number:05d}-of-{num_shards:05d}.safetensors" for number in range(1, num_shards + 1)}
     assert set(index["weight_map"].values()) == shards == {path.name for path in folders[1].glob("*.safetensors")}
     assert sorted(index["weight_map"]) == sorted(stored_names(folders[1]))
-
-
-def test_the_index_tells_the_bytes_of_all_tensors(tmp_path: Path) -> None:
-    out = written(streamed(save("llama", tmp_path / "model"), tmp_path / "checkpoint"), tmp_path / "out")
-    index = json.loads((out / "model.safetensors.index.json").read_text())
-    tensors = [tensor for file in out.glob("*.safetensors") for tensor in load_file(file).values()]
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors_of(folders[1]).values())
 
 
 def test_a_config_without_the_models_class_gets_it(tmp_path: Path) -> None:
@@ -572,17 +469,3 @@ def test_the_source_may_be_gone_once_all_layers_are_finished(tmp_path: Path) -> 
     tensors = run.tensors()
     shutil.rmtree(source)
     assert_the_same(loaded(written(run, tmp_path / "out")).state_dict(), tensors)
-
-
-def test_differences_are_those_of_the_run_in_memory(tmp_path: Path) -> None:
-    source = save("gpt2", tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(source).eval()
-    expected: dict[str, Difference] = {}
-    prune(model, tiny.tokens(6), on_layer=lambda _, differences: expected.update(differences), batch_size=4, **OPTIONS)
-    run = streamed(source, tmp_path / "checkpoint")
-    assert run.checkpoint is not None
-    found = run.checkpoint.differences(0) | run.checkpoint.differences(1)
-    assert found.keys() == expected.keys()
-    for name, difference in expected.items():
-        for part in ("places_K", "values_K", "initial", "final"):
-            assert torch.equal(getattr(found[name], part), getattr(difference, part))

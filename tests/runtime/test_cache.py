@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from barber.data.texts import tokenise
 from barber.methods.block import Pruned
-from barber.model.sources import RandomModel
 from barber.runtime.cache import Cache, Entry, cache_folder
 from barber.runtime.files import written_whole
 from barber.runtime.locks import SharedLock
 from barber.walk.initial import InitialMasks
+from tests import tiny
 from tests.processes import launch
 
 
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "file" / "cache"))
-    tokenizer = RandomModel("llama").tokenizer()
+    tokenizer = tiny.tokenizer()
     with caplog.at_level(logging.WARNING, logger="barber"):
         tokens_T = tokenise("a text", tokenizer, Cache())
     assert torch.equal(tokens_T, tokenise("a text", tokenizer))
@@ -166,8 +166,7 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(
 
 
 def test_token_ids_are_kept_by_text_and_tokenizer(folder: Path) -> None:
-    tokenizer = RandomModel("llama").tokenizer()
-    assert tokenizer is not None
+    tokenizer = tiny.tokenizer()
     first = tokenise("a text", tokenizer, Cache())
     (file,) = folder.glob("kept/tokens/*/tokens.safetensors")
     before = file.stat().st_mtime_ns
