@@ -64,44 +64,12 @@ cells = pytest.mark.parametrize("cell", [None, 4], ids=["row", "2:4"])
 @cells
 @settings(deadline=None)
 @given(seed=seeds)
-def test_the_first_exchange_is_the_best_of_all(cell: int | None, seed: int) -> None:
-    weight_OI, gram_II, mask_OI = case(seed, pattern=NM(2, 4) if cell else None)
-    found_OI, count_O = exchange_exactly(weight_OI, gram_II, mask_OI, candidates=1 if cell else 8, rounds=1, cell=cell)
-    before_O, after_O = error_of(weight_OI, gram_II, mask_OI), error_of(weight_OI, gram_II, found_OI)
-    for row in range(len(weight_OI)):
-        best = best_error(weight_OI, gram_II, mask_OI, row, cell)
-        if count_O[row]:  # one in a cell; in a row others may have followed in the same round
-            assert after_O[row] <= best * (1 + 1e-4)
-        else:
-            assert best >= before_O[row] * (1 - 1e-4)
-
-
-@cells
-@settings(deadline=None)
-@given(seed=seeds)
 def test_in_the_end_no_exchange_is_left_that_gains(cell: int | None, seed: int) -> None:
     weight_OI, gram_II, mask_OI = case(seed, pattern=NM(2, 4) if cell else None)
     found_OI, _ = exchange_exactly(weight_OI, gram_II, mask_OI, candidates=8, rounds=100, cell=cell)
     after_O = error_of(weight_OI, gram_II, found_OI)
     for row in range(len(weight_OI)):
         assert best_error(weight_OI, gram_II, found_OI, row, cell) >= after_O[row] * (1 - 1e-4)
-
-
-@cells
-@settings(deadline=None)
-@given(seed=seeds, candidates=st.integers(1, 20))
-def test_no_round_raises_the_error_and_the_sparsity_stays(cell: int | None, seed: int, candidates: int) -> None:
-    weight_OI, gram_II, mask_OI = case(seed, 5, 16, 24, NM(2, 4) if cell else Unstructured(0.4))
-    error_O, exchanges_O = error_of(weight_OI, gram_II, mask_OI), torch.zeros(5)
-    for rounds in range(1, 6):
-        found_OI, count_O = exchange_exactly(weight_OI, gram_II, mask_OI, candidates, rounds, cell)
-        now_O = error_of(weight_OI, gram_II, found_OI)
-        assert (now_O <= error_O * (1 + 1e-9)).all()
-        assert (count_O >= exchanges_O).all() and (count_O <= rounds * candidates).all()
-        assert torch.equal(found_OI.sum(dim=1), mask_OI.sum(dim=1))
-        if cell:
-            assert (found_OI.view(-1, 4).sum(dim=1) == 2).all()
-        error_O, exchanges_O = now_O, count_O
 
 
 def test_rows_do_not_know_of_each_other() -> None:
@@ -143,11 +111,11 @@ def test_the_method_gives_masks_of_the_pattern_and_counts_pairs(pattern: Pattern
 # Following the dense model
 
 
-def drifting(seed: int, follow: float, pattern: Pattern | None) -> tuple[Case, torch.Tensor, Any]:
+def drifting(seed: int, follow: float, pattern: Pattern | None, inputs: int = 8) -> tuple[Case, torch.Tensor, Any]:
     """A case, its D, and || W (x + f (x' - x)) - (W o M) x ||^2 of every row from the inputs themselves, in float64."""
-    weight_OI, _, mask_OI = case(seed, pattern=pattern)
+    weight_OI, _, mask_OI = case(seed, inputs=inputs, pattern=pattern)
     generator = torch.Generator().manual_seed(seed + 1)
-    x_TI = torch.randn(12, weight_OI.shape[1], generator=generator, dtype=torch.float64)
+    x_TI = torch.randn(24, weight_OI.shape[1], generator=generator, dtype=torch.float64)
     x_TI = x_TI + 0.5 * x_TI.roll(1, dims=1)
     dense_TI = x_TI + 0.7 * torch.randn(x_TI.shape, generator=generator) + 0.3 * x_TI.roll(1, dims=1)
     gram_II, drift_II = (x_TI.T @ x_TI).float(), ((dense_TI - x_TI).T @ x_TI).float()
@@ -159,18 +127,16 @@ def drifting(seed: int, follow: float, pattern: Pattern | None) -> tuple[Case, t
     return (weight_OI, gram_II, mask_OI), drift_II, loss
 
 
-follows = pytest.mark.parametrize("follow", [0.3, 1.0])
+follows = pytest.mark.parametrize("follow", [0.0, 0.3, 1.0])
 
 
 @follows
 @cells
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(seed=seeds)
-def test_the_first_exchange_that_follows_the_dense_model_is_the_best_of_all(
-    cell: int | None, follow: float, seed: int
-) -> None:
+def test_the_first_exchange_is_the_best_of_all(cell: int | None, follow: float, seed: int) -> None:
     (weight_OI, gram_II, mask_OI), drift_II, loss = drifting(seed, follow, NM(2, 4) if cell else None)
-    offset_OI = follow * weight_OI @ drift_II
+    offset_OI = follow * weight_OI @ drift_II if follow else None
     found_OI, count_O = exchange_exactly(weight_OI, gram_II, mask_OI, 1 if cell else 8, 1, cell, offset_OI)
     before_O, after_O = loss(mask_OI), loss(found_OI)
     for row in range(len(weight_OI)):
@@ -184,21 +150,23 @@ def test_the_first_exchange_that_follows_the_dense_model_is_the_best_of_all(
 
 @follows
 @cells
-@settings(deadline=None)
-@given(seed=seeds, candidates=st.integers(1, 8))
-def test_no_round_raises_the_error_to_the_dense_model(
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, candidates=st.integers(1, 20))
+def test_no_round_raises_the_error_and_the_sparsity_stays(
     cell: int | None, follow: float, seed: int, candidates: int
 ) -> None:
-    (weight_OI, gram_II, mask_OI), drift_II, loss = drifting(seed, follow, NM(2, 4) if cell else None)
-    error_O = loss(mask_OI)
-    for rounds in range(1, 5):
-        found_OI, _ = exchange_exactly(
-            weight_OI, gram_II, mask_OI, candidates, rounds, cell, follow * weight_OI @ drift_II
-        )
+    (weight_OI, gram_II, mask_OI), drift_II, loss = drifting(seed, follow, NM(2, 4) if cell else Unstructured(0.4), 16)
+    offset_OI = follow * weight_OI @ drift_II if follow else None
+    error_O, exchanges_O = loss(mask_OI), torch.zeros(len(mask_OI))
+    for rounds in range(1, 6):
+        found_OI, count_O = exchange_exactly(weight_OI, gram_II, mask_OI, candidates, rounds, cell, offset_OI)
         now_O = loss(found_OI)
         assert (now_O <= error_O * (1 + 1e-5)).all()
+        assert (count_O >= exchanges_O).all() and (count_O <= rounds * candidates).all()
         assert torch.equal(found_OI.sum(dim=1), mask_OI.sum(dim=1))
-        error_O = now_O
+        if cell:
+            assert (found_OI.view(-1, 4).sum(dim=1) == 2).all()
+        error_O, exchanges_O = now_O, count_O
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
