@@ -97,12 +97,6 @@ def waiting(folder: Path) -> str:
         return "interrupted"
 
 
-def test_who_waits_hears_ctrl_c(tmp_path: Path) -> None:
-    with SharedLock(tmp_path / "lock", "it").writing():
-        (outcome,) = launch(waiting, tmp_path, size=1, folder=tmp_path / "said", timeout=30)
-    assert outcome.result == "interrupted"
-
-
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
