@@ -20,6 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 #: What `make test-fast` leaves out, by folder or file, and why.
 SLOW = {
     "cli": "runs of the command line",
+    "data/test_real.py": "real data",
     "data/test_wikipedia.py": "the whole offline text",
     "evals/test_dense_cache.py": "runs that wait for each other",
     "evals/test_zero_shot.py": "lm-eval, which reads thousands of files",
@@ -41,6 +42,7 @@ SLOW = {
     "runtime/test_precision.py": "walks of every family in every precision",
     "test_imports.py": "a fresh Python, every file of the package",
     "walk/test_all_ranks.py": "several processes",
+    "walk/test_schedule.py": "every kind of layer walked in two ways; test_walk has the loops",
 }
 
 
