@@ -20,34 +20,46 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 #: What `make test-fast` leaves out, by folder or file, and why.
 SLOW = {
     "cli": "runs of the command line",
-    "runs": "whole runs, launchers, a wheel, a real model",
+    "data/test_real.py": "real data",
+    "data/test_wikipedia.py": "the whole offline text",
+    "evals/test_dense_cache.py": "runs that wait for each other",
+    "evals/test_zero_shot.py": "lm-eval, which reads thousands of files",
     "experiments": "reports and pictures of runs",
+    "model/test_checkpoint.py": "every moment at which a run may be killed",
+    "model/test_packaged.py": "several processes",
+    "model/test_streaming.py": "models on disk",
     "reference/test_command.py": "runs of the command line",
-    "run/test_claim.py": "several processes",
-    "run/test_compare.py": "a fresh Python",
-    "run/test_record.py": "a fresh Python, every published record",
-    "run/test_tracking.py": "runs of the command line, W&B's own processes",
+    "run": "runs of the command line, several processes, every published record",
+    "runs": "whole runs, launchers, a wheel, a real model",
+    "runtime/test_activations.py": "walks with activations in every place",
     "runtime/test_cache.py": "several processes",
     "runtime/test_distributed.py": "several processes",
     "runtime/test_files.py": "several processes",
     "runtime/test_locks.py": "several processes",
     "runtime/test_memory.py": "a fresh Python",
-    "walk/test_all_ranks.py": "several processes",
-    "data/test_wikipedia.py": "the whole offline text",
-    "evals/test_dense_cache.py": "runs that wait for each other",
-    "evals/test_zero_shot.py": "lm-eval, which reads thousands of files",
-    "model/test_checkpoint.py": "every moment at which a run may be killed",
-    "model/test_packaged.py": "several processes",
-    "model/test_streaming.py": "models on disk",
+    "runtime/test_numerics.py": "walks in which every look at the device is counted",
+    "runtime/test_offload.py": "walks with every way of offloading",
+    "runtime/test_precision.py": "walks of every family in every precision",
     "test_imports.py": "a fresh Python, every file of the package",
+    "walk/test_all_ranks.py": "several processes",
+    "walk/test_schedule.py": "every kind of layer walked in two ways; test_walk has the loops",
 }
+
+
+def is_slow(path: Path) -> bool:
+    slow = [Path(__file__).parent / place for place in SLOW]
+    return any(place == path or place in path.parents for place in slow)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What is left out is not even imported."""
+    return True if config.getoption("markexpr") == "not slow" and is_slow(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow, as the table above has it."""
-    slow = [Path(__file__).parent / place for place in SLOW]
     for item in items:
-        if any(place == item.path or place in item.path.parents for place in slow):
+        if is_slow(item.path):
             item.add_marker(pytest.mark.slow)
 
 

@@ -81,6 +81,14 @@ def reads(sentence: str, expected: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, expected.split("..."))), sentence) is not None
 
 
+SUPPORTED = ", ".join(supported())
+
+
+def key_of(overrides: str) -> str:
+    """The key of the last override."""
+    return overrides.split()[-1].lstrip("+~").partition("=")[0]
+
+
 PRUNERS = "gblm, magnitude, none, random, ria, sparsegpt, wanda, wanda_plus"
 COMMAND_LINE = {
     "pruner=wandaa": f"pruner=wandaa: no such choice; pruner can be {PRUNERS}",
@@ -102,16 +110,16 @@ COMMAND_LINE = {
     "pattern.n=2": "pattern.n: no such key; there is pattern.sparsity",
     "rebuild=none rebuild.barber.alpha=0.1": "rebuild.barber: no such key; rebuild has none as it is chosen here",
     "rebuild.barber.alpha=[": (
-        "cannot read 'rebuild.barber.alpha=[': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; "
-        "a value with special characters needs quotes: \"KEY='VALUE'\""
+        "cannot read 'rebuild.barber.alpha=[': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; a "
+        "value with special characters needs quotes: \"KEY='VALUE'\""
     ),
     "wanda": (
-        "cannot read 'wanda': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; "
-        "a value with special characters needs quotes: \"KEY='VALUE'\""
+        "cannot read 'wanda': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; a value with "
+        "special characters needs quotes: \"KEY='VALUE'\""
     ),
     "rebuild.barber.alpha=0.1,0.5": (
-        "rebuild.barber.alpha=0.1,0.5: a sweep over several values needs -m; "
-        "a comma in a value, quotes: \"rebuild.barber.alpha='0.1,0.5'\""
+        "rebuild.barber.alpha=0.1,0.5: a sweep over several values needs -m; a comma in a value, quotes: "
+        "\"rebuild.barber.alpha='0.1,0.5'\""
     ),
 }
 
@@ -127,37 +135,28 @@ def test_a_command_line_that_says_nothing_is_refused_before_a_folder_is_made(
 
 VALUES = {
     "pruner._target_=barber.pruners.Wanda": (
-        "pruner._target_ must be a public name of barber, barber.pruners.Wanda is none; use barber.Wanda"
+        "{} must be a public name of barber, barber.pruners.Wanda is none; use barber.Wanda"
     ),
     "allocation=error allocation._target_=barber.allocation.Error": (
-        "allocation._target_ must be a public name of barber, barber.allocation.Error is none; use barber.ErrorCurves"
+        "{} must be a public name of barber, barber.allocation.Error is none; use barber.ErrorCurves"
     ),
     "calibration._target_=barber.calibration.offline": (
-        "calibration._target_ must be a public name of barber, barber.calibration.offline is none; "
-        "use barber.offline_windows"
+        "{} must be a public name of barber, barber.calibration.offline is none; use barber.offline_windows"
     ),
-    "pruner._target_=barber.Wandaa": (
-        "pruner._target_ must be a public name of barber, barber.Wandaa is none; see barber.__all__"
-    ),
-    "rebuild.barber.alpha=abc": "rebuild.barber.alpha must be a number or auto, not 'abc'",
-    "rebuild.barber.alpha=true": "rebuild.barber.alpha must be a number or auto, not True",
-    "calibration.nsamples=1.5": "calibration.nsamples must be a whole number, not 1.5",
-    "seed=abc": "seed must be a whole number, not 'abc'",
-    "calibration.path=[a,b]": "calibration.path must be a text, not ['a', 'b']",
-    "rebuild.barber.retain_reconstruction=maybe": (
-        "rebuild.barber.retain_reconstruction must be true or false, not 'maybe'"
-    ),
-    "rebuild.barber.granularity=rows": (
-        "rebuild.barber.granularity must be one of output, input, layer, block, not 'rows'"
-    ),
-    "rebuild.barber.metric=weight": "rebuild.barber.metric must be a component, as GROUP=CHOICE gives, not 'weight'",
-    "+rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.barber.alpha?",
+    "pruner._target_=barber.Wandaa": "{} must be a public name of barber, barber.Wandaa is none; see barber.__all__",
+    "rebuild.barber.alpha=abc": "{} must be a number or auto, not 'abc'",
+    "rebuild.barber.alpha=true": "{} must be a number or auto, not True",
+    "calibration.nsamples=1.5": "{} must be a whole number, not 1.5",
+    "seed=abc": "{} must be a whole number, not 'abc'",
+    "calibration.path=[a,b]": "{} must be a text, not ['a', 'b']",
+    "rebuild.barber.retain_reconstruction=maybe": "{} must be true or false, not 'maybe'",
+    "rebuild.barber.granularity=rows": "{} must be one of output, input, layer, block, not 'rows'",
+    "rebuild.barber.metric=weight": "{} must be a component, as GROUP=CHOICE gives, not 'weight'",
+    "+rebuild.alpah=0.1": "{}: no such key, did you mean rebuild.barber.alpha?",
     "method=sparsegpt_mask rebuild=swaps": (
-        "rebuild.barber.alpha is given, but rebuild.barber is not chosen; choose it as well, or leave that out"
+        "{}.barber.alpha is given, but rebuild.barber is not chosen; choose it as well, or leave that out"
     ),
-    "+rebuild.again.rounds=2": (
-        "rebuild.again.rounds is given, but rebuild.again is not chosen; choose it as well, or leave that out"
-    ),
+    "+rebuild.again.rounds=2": "{} is given, but rebuild.again is not chosen; choose it as well, or leave that out",
     "allocation=owl pattern=2of4": (
         "allocation: 2:4 stays uniform, every cell loses as many weights; choose an unstructured pattern, or "
         "allocation=uniform"
@@ -165,25 +164,16 @@ VALUES = {
     "schedule=interleaved pruner=wanda_plus": (
         "schedule must be paper with the pruner WandaPlus, which looks at whole layers, not interleaved"
     ),
-    "rebuild.barber.alpha=${alpha}": "rebuild.barber.alpha: Interpolation key 'alpha' not found",
-    "pattern.sparsity=1.0": "pattern.sparsity must be at least 0 and below 1, not 1.0",
-    "pattern.sparsity=-0.1": "pattern.sparsity must be at least 0 and below 1, not -0.1",
-    "pattern.sparsity=nan": "pattern.sparsity must be at least 0 and below 1, not nan",
-    "rebuild.barber.alpha=1.1": "rebuild.barber.alpha must be from 0 to 1, not 1.1",
-    "rebuild.barber.alpha=-0.1": "rebuild.barber.alpha must be from 0 to 1, not -0.1",
-    "rebuild.barber.alpha=nan": "rebuild.barber.alpha must be from 0 to 1, not nan",
+    "rebuild.barber.alpha=${alpha}": "{}: Interpolation key 'alpha' not found",
+    "pattern.sparsity=1.0": "{} must be at least 0 and below 1, not 1.0",
+    "rebuild.barber.alpha=1.1": "{} must be from 0 to 1, not 1.1",
     "pattern=nofm pattern.n=4 pattern.m=4": "pattern.n must be below m (4), not 4",
-    "pattern=nofm pattern.n=0 pattern.m=4": "pattern.n must be at least 1, not 0",
     "pattern=nofm pattern.m=4": "pattern.n has to be given: pattern.n=VALUE",
     "pattern=nofm pattern.n=2": "pattern.m has to be given: pattern.m=VALUE",
-    "pattern=2of4 rebuild.barber.granularity=layer": (
-        "rebuild.barber.granularity must be output with an N:M pattern (here 2:4), not layer"
-    ),
-    "pattern=2of4 pruner=sparsegpt pruner.block_size=6": (
-        "pruner.block_size must be a multiple of pattern.m (4), not 6"
-    ),
-    "rebuild=[barber,paper_wanda]": ("rebuild=[barber,paper_wanda] must name every step once, and none only by itself"),
-    "rebuild=[none,swaps]": "rebuild=[none,swaps] must name every step once, and none only by itself",
+    "pattern=2of4 rebuild.barber.granularity=layer": "{} must be output with an N:M pattern (here 2:4), not layer",
+    "pattern=2of4 pruner=sparsegpt pruner.block_size=6": "{} must be a multiple of pattern.m (4), not 6",
+    "rebuild=[barber,paper_wanda]": "{}=[barber,paper_wanda] must name every step once, and none only by itself",
+    "rebuild=[none,swaps]": "{}=[none,swaps] must name every step once, and none only by itself",
     "pruner=ria pruner.permute=true rebuild=none": (
         "pruner.permute must be false but with an N:M pattern (here 50% unstructured, which has no cells)"
     ),
@@ -191,37 +181,36 @@ VALUES = {
         "pruner.permute must be false with rebuild.swaps, whose cells are of neighbours"
     ),
     "pattern=4of8 model.settings.intermediate_size=100": (
-        "pattern.m must divide the inputs of every linear; "
-        "model.layers.0.mlp.down_proj has 100, which 8 does not divide"
+        "pattern.m must divide the inputs of every linear; model.layers.0.mlp.down_proj has 100, which 8 does not "
+        "divide"
     ),
     "pruner=none": "rebuild: there is no mask to rebuild without a pruner; choose one, or rebuild=none",
-    "batch_size=0": "batch_size must be at least 1, not 0",
-    "schedule=layers": "schedule must be one of paper, interleaved, not 'layers'",
-    "precision.forward=float16": "precision.forward must be one of auto, float32, tf32, bfloat16, not 'float16'",
-    "engine.activations=ram": "engine.activations must be one of auto, device, host, disk, not 'ram'",
-    "resume=always": "resume must be one of auto, never, not 'always'",
-    "device=bogus": "device must be auto, cpu, cuda or cuda:INDEX, not 'bogus'",
-    "device=meta": "device must be auto, cpu, cuda or cuda:INDEX, not 'meta'",
-    "calibration.nsamples=0": "calibration.nsamples must be at least 1, not 0",
-    "calibration.seqlen=1": "calibration.seqlen must be at least 2, not 1",
-    "calibration.path=nowhere.md": ("calibration.path must be text files or a folder of them; nowhere.md has none"),
-    "calibration.path=latin1.md": "calibration.path must be UTF-8 text files; reading latin1.md failed: ...",
+    "batch_size=0": "{} must be at least 1, not 0",
+    "schedule=layers": "{} must be one of paper, interleaved, not 'layers'",
+    "precision.forward=float16": "{} must be one of auto, float32, tf32, bfloat16, not 'float16'",
+    "engine.activations=ram": "{} must be one of auto, device, host, disk, not 'ram'",
+    "resume=always": "{} must be one of auto, never, not 'always'",
+    "device=bogus": "{} must be auto, cpu, cuda or cuda:INDEX, not 'bogus'",
+    "device=meta": "{} must be auto, cpu, cuda or cuda:INDEX, not 'meta'",
+    "calibration.nsamples=0": "{} must be at least 1, not 0",
+    "calibration.seqlen=1": "{} must be at least 2, not 1",
+    "calibration.path=nowhere.md": "{} must be text files or a folder of them; nowhere.md has none",
+    "calibration.path=latin1.md": "{} must be UTF-8 text files; reading latin1.md failed: ...",
     "calibration.path=short.md": (
         "calibration.seqlen must be at most 5, the tokens of the text (text files short.md), not 64"
     ),
     "calibration.seqlen=100 model.settings.max_position_embeddings=99": (
         "calibration.seqlen gives samples of 100 tokens, but the model has positions for 99 at most"
     ),
-    "model.settings.vocab_size=100": ("calibration holds token id 220, but the model's vocabulary has the ids 0 to 99"),
+    "model.settings.vocab_size=100": "calibration holds token id 220, but the model's vocabulary has the ids 0 to 99",
     "model.settings.hidden_size=66": "model.settings must suit the model type llama (...66...)",
     "model.settings.hidden_size=abc": "model.settings must suit the model type llama (...'hidden_size'...'abc'...)",
-    "model.model_type=nonsense": "model.model_type must be a Hugging Face model type, not 'nonsense'",
+    "model.model_type=nonsense": "{} must be a Hugging Face model type, not 'nonsense'",
     "model.model_type=mixtral": (
-        "model type 'mixtral' is a mixture of experts, which Barber cannot prune yet; "
-        f"supported are {', '.join(supported())}"
+        f"model type 'mixtral' is a mixture of experts, which Barber cannot prune yet; supported are {SUPPORTED}"
     ),
-    "model.model_type=bert": f"model type 'bert' is not supported; supported are {', '.join(supported())}",
-    "model.model_type=t5": f"model type 't5' is not supported; supported are {', '.join(supported())}",
+    "model.model_type=bert": f"model type 'bert' is not supported; supported are {SUPPORTED}",
+    "model.model_type=t5": f"model type 't5' is not supported; supported are {SUPPORTED}",
 }
 
 DATA = {
@@ -229,14 +218,10 @@ DATA = {
     "calibration.path=empty.jsonl": "calibration: empty.jsonl is empty; download it again",
     "calibration.path=no_gzip.jsonl.gz": "calibration: no_gzip.jsonl.gz is no whole gzip file (...); download it again",
     "calibration.path=cut_off.jsonl.gz": "calibration: cut_off.jsonl.gz is no whole gzip file (...); download it again",
-    "calibration.path=rows.jsonl calibration.column=body": (
-        "calibration.column must be a column of rows.jsonl, not 'body'; it has text"
-    ),
-    "calibration.save=samples.txt": (
-        "calibration.save must be a file name that ends in .safetensors, not 'samples.txt'"
-    ),
+    "calibration.path=rows.jsonl calibration.column=body": "{} must be a column of rows.jsonl, not 'body'; it has text",
+    "calibration.save=samples.txt": "{} must be a file name that ends in .safetensors, not 'samples.txt'",
     "calibration.seqlen=32 calibration.save=tokens.safetensors": (
-        "calibration.save must not be a file with other samples in it, but there is tokens.safetensors; choose another"
+        "{} must not be a file with other samples in it, but there is tokens.safetensors; choose another"
     ),
     "evals=perplexity evals/text=ptb data_dir=data_dir": (
         "evals.texts.ptb.column must be a column of data_dir/ptb/ptb.test.jsonl, not 'sentence'; it has text"
@@ -244,14 +229,14 @@ DATA = {
     "evals=zero_shot data_dir=nowhere": (
         "evals.zero_shot.data_dir must be a folder with the tasks' data; there is no folder nowhere"
     ),
-    "evals=zero_shot evals.zero_shot.tasks=[]": "evals.zero_shot.tasks must name a task at least",
-    "evals=zero_shot evals.zero_shot.limit=0": "evals.zero_shot.limit must be at least 1, not 0",
-    "evals=agreement evals.agreement.block_positions=0": "evals.agreement.block_positions must be at least 1, not 0",
+    "evals=zero_shot evals.zero_shot.tasks=[]": "{} must name a task at least",
+    "evals=zero_shot evals.zero_shot.limit=0": "{} must be at least 1, not 0",
+    "evals=agreement evals.agreement.block_positions=0": "{} must be at least 1, not 0",
 }
 
 NAMED = {
     "calibration=c4": (
-        "calibration: the Hugging Face hub cannot be reached and there is no folder data; download the train split of "
+        "{}: the Hugging Face hub cannot be reached and there is no folder data; download the train split of "
         "allenai/c4 where there is a network, put it into FOLDER/c4/en/c4-train.00000-of-01024.json.gz and say "
         "data_dir=FOLDER"
     ),
@@ -266,35 +251,27 @@ NAMED = {
 }
 
 EVALS = {
-    "evals.stages=[dense,foo]": "evals.stages must be a list of dense, pruned, rebuilt, not ['dense', 'foo']",
-    "evals.stages=dense": "evals.stages must be a list, not 'dense'",
-    "evals.max_windows=0": "evals.max_windows must be at least 1, not 0",
+    "evals.stages=[dense,foo]": "{} must be a list of dense, pruned, rebuilt, not ['dense', 'foo']",
+    "evals.stages=dense": "{} must be a list, not 'dense'",
     "evals.texts.files.path=short.md": (
         "evals.seqlen must be at most 5, the tokens of the text (text files short.md), not 512"
     ),
-    "evals.texts.files.path=nowhere.md": (
-        "evals.texts.files.path must be text files or a folder of them; nowhere.md has none"
-    ),
-    "evals.texts.files.path=empty.md": (
-        "evals.texts.files.path must be text files with text in them; empty.md is empty"
-    ),
-    "evals.texts=text.md": "evals.texts must be a mapping of keys to values or null, not 'text.md'",
-    "evals.texts.files.path=???": "evals.texts.files.path has to be given: evals.texts.files.path=VALUE",
-    "evals.stride=513": "evals.stride must be between 1 and seqlen (512), not 513",
-    "+evals.zero_shot.limit=20": (
-        "evals.zero_shot.limit is given, but evals.zero_shot is not chosen; choose it as well, or leave that out"
-    ),
-    "evals.max_windows={a:1}": "evals.max_windows must be a whole number or null, not {'a': 1}",
+    "evals.texts.files.path=nowhere.md": "{} must be text files or a folder of them; nowhere.md has none",
+    "evals.texts.files.path=empty.md": "{} must be text files with text in them; empty.md is empty",
+    "evals.texts=text.md": "{} must be a mapping of keys to values or null, not 'text.md'",
+    "evals.texts.files.path=???": "{} has to be given: evals.texts.files.path=VALUE",
+    "evals.stride=513": "{} must be between 1 and seqlen (512), not 513",
+    "+evals.zero_shot.limit=20": "{} is given, but evals.zero_shot is not chosen; choose it as well, or leave that out",
+    "evals.max_windows={a:1}": "{} must be a whole number or null, not {'a': 1}",
     "evals.seqlen=[64,many]": (
-        "evals.seqlen must be a whole number or a list whose every item is a whole number, not [64, 'many']"
+        "{} must be a whole number or a list whose every item is a whole number, not [64, 'many']"
     ),
-    "evals.seqlen=[]": "evals.seqlen must be a length or several different ones, not []",
-    "evals.seqlen=[64,64]": "evals.seqlen must be a length or several different ones, not [64, 64]",
-    "evals.seqlen=[64,1]": "evals.seqlen must be at least 2, not 1",
-    "evals.bos=true": "evals.bos must be false, the model's tokenizer has no beginning-of-sequence token",
-    "evals.placement=disk": "evals.placement must be one of auto, whole, layers, not 'disk'",
-    "evals.batch_size=0": "evals.batch_size must be at least 1, not 0",
-    "evals.sample.prompt=''": "evals.sample.prompt must be a text, not an empty one",
+    "evals.seqlen=[]": "{} must be a length or several different ones, not []",
+    "evals.seqlen=[64,64]": "{} must be a length or several different ones, not [64, 64]",
+    "evals.seqlen=[64,1]": "{} must be at least 2, not 1",
+    "evals.bos=true": "{} must be false, the model's tokenizer has no beginning-of-sequence token",
+    "evals.placement=disk": "{} must be one of auto, whole, layers, not 'disk'",
+    "evals.sample.prompt=''": "{} must be a text, not an empty one",
     "~evals.texts.files": (
         "evals.texts must name a text at least, as evals/text=wikitext2 or evals/text=[wikitext2,ptb]"
     ),
@@ -305,9 +282,7 @@ EVALS = {
 WITH_EVALS = f"{TINY} evals=perplexity evals/text=files evals.texts.files.path=text.md"
 
 TOKENS = {
-    "evals.texts.tokens.path=wrong_key.safetensors": (
-        "evals.texts.tokens.path must hold the key 'tokens'; wrong_key.safetensors has ids"
-    ),
+    "evals.texts.tokens.path=wrong_key.safetensors": "{} must hold the key 'tokens'; wrong_key.safetensors has ids",
     "evals.texts.tokens.path=negative.safetensors evals.seqlen=8": (
         "evals.texts.tokens.path holds token id -1, but the model's vocabulary has the ids 0 to 255"
     ),
@@ -315,47 +290,37 @@ TOKENS = {
 WITH_TOKENS = f"{TINY} evals=perplexity evals/text=tokens"
 
 FILES = {
-    "model.path=nowhere": "model.path must be a folder with a Hugging Face model; nowhere is not there",
-    "model.path=no_config": "model.path must be a folder with a Hugging Face model; no_config has no config.json",
-    "model.path=pickled": "model.path must hold the weights as safetensors; pickled has no such file",
-    "model.path=cut_off": "model.path must hold the weights as safetensors; cut_off/model.safetensors is none (...)",
-    "model.path=???": "model.path has to be given: model.path=VALUE",
-    "calibration.path=???": "calibration.path has to be given: calibration.path=VALUE",
+    "model.path=nowhere": "{} must be a folder with a Hugging Face model; nowhere is not there",
+    "model.path=no_config": "{} must be a folder with a Hugging Face model; no_config has no config.json",
+    "model.path=pickled": "{} must hold the weights as safetensors; pickled has no such file",
+    "model.path=cut_off": "{} must hold the weights as safetensors; cut_off/model.safetensors is none (...)",
+    "model.path=???": "{} has to be given: model.path=VALUE",
+    "calibration.path=???": "{} has to be given: calibration.path=VALUE",
     "calibration.path=nowhere.safetensors": (
-        "calibration.path must be a safetensors file of token ids; nowhere.safetensors is not there"
+        "{} must be a safetensors file of token ids; nowhere.safetensors is not there"
     ),
     "calibration.path=no_safetensors.safetensors": (
-        "calibration.path must be a safetensors file of token ids; no_safetensors.safetensors is none (...)"
+        "{} must be a safetensors file of token ids; no_safetensors.safetensors is none (...)"
     ),
-    "calibration.path=wrong_key.safetensors": (
-        "calibration.path must hold the key 'tokens'; wrong_key.safetensors has ids"
-    ),
+    "calibration.path=wrong_key.safetensors": "{} must hold the key 'tokens'; wrong_key.safetensors has ids",
     "calibration.path=one_axis.safetensors": (
-        "calibration.path must hold 'tokens' of shape [samples, tokens]; one_axis.safetensors has [16]"
+        "{} must hold 'tokens' of shape [samples, tokens]; one_axis.safetensors has [16]"
     ),
     "calibration.path=no_samples.safetensors": (
-        "calibration.path must hold 'tokens' of shape [samples, tokens]; no_samples.safetensors has [0, 16]"
+        "{} must hold 'tokens' of shape [samples, tokens]; no_samples.safetensors has [0, 16]"
     ),
-    "calibration.path=floats.safetensors": (
-        "calibration.path must hold integers under 'tokens'; floats.safetensors has torch.float32"
-    ),
-    "calibration.path=beyond.safetensors": (
-        "calibration.path holds token id 96, but the model's vocabulary has the ids 0 to 95"
-    ),
-    "calibration.path=negative.safetensors": (
-        "calibration.path holds token id -1, but the model's vocabulary has the ids 0 to 95"
-    ),
-    "calibration.path=long.safetensors": (
-        "calibration.path gives samples of 65 tokens, but the model has positions for 64 at most"
-    ),
-    "calibration.nsamples=7": "calibration.nsamples must be at most 6, the samples of tokens.safetensors",
+    "calibration.path=floats.safetensors": "{} must hold integers under 'tokens'; floats.safetensors has torch.float32",
+    "calibration.path=beyond.safetensors": "{} holds token id 96, but the model's vocabulary has the ids 0 to 95",
+    "calibration.path=negative.safetensors": "{} holds token id -1, but the model's vocabulary has the ids 0 to 95",
+    "calibration.path=long.safetensors": "{} gives samples of 65 tokens, but the model has positions for 64 at most",
+    "calibration.nsamples=7": "{} must be at most 6, the samples of tokens.safetensors",
     "calibration=text calibration.path=text.md": (
-        "calibration: the model has no tokenizer, so text is of no use; "
-        "give token ids instead (calibration=tokens, evals/text=tokens)"
+        "calibration: the model has no tokenizer, so text is of no use; give token ids instead (calibration=tokens, "
+        "evals/text=tokens)"
     ),
     "evals=perplexity evals/text=files evals.texts.files.path=text.md": (
-        "evals.texts.files: the model has no tokenizer, so text is of no use; "
-        "give token ids instead (calibration=tokens, evals/text=tokens)"
+        "evals.texts.files: the model has no tokenizer, so text is of no use; give token ids instead "
+        "(calibration=tokens, evals/text=tokens)"
     ),
 }
 BY_NAME = "model=tiny evals=none"
@@ -368,8 +333,9 @@ BASES = [
     (WITH_TOKENS, TOKENS),
     (LOCAL, FILES),
 ]
+# {} in a sentence is the key of the last override.
 CASES = [
-    pytest.param(base, overrides, sentence, id=overrides)
+    pytest.param(base, overrides, sentence.replace("{}", key_of(overrides)), id=overrides)
     for base, cases in BASES
     for overrides, sentence in cases.items()
 ]

@@ -1,20 +1,18 @@
 """`barber` under torchrun: one run, told and written by one of the processes."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tests import tiny
-from tests.cli import under_torchrun
-from tests.cli.running import barber, complaint, record_of
+from tests.cli import running, under_torchrun
+from tests.cli.running import barber, blocks_of, complaint, files_of, record_of, tensors_of
 from tests.processes import Outcome, launch
 
 NUM_SAMPLES = 5
@@ -70,39 +68,21 @@ def said_once(outcomes: list[Outcome]) -> str:
     return leader.err.removeprefix("barber: ").removesuffix("\n")
 
 
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = {}
-    for file in (folder / "model").glob("*.safetensors"):
-        weights |= load_file(file)
-    return weights
-
-
-def blocks_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of layers.jsonl, without the time that was needed."""
-    lines = (folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-
-
-def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
 def check_same(folder: Path, whole: Path) -> None:
     """Two runs have left the same, to the bit."""
     assert blocks_of(folder) == blocks_of(whole)
     assert record_of(folder)["results"].keys() == {"dense", "pruned", "rebuilt"}
     for stage, results in record_of(whole)["results"].items():
         assert record_of(folder)["results"][stage]["perplexity"] == results["perplexity"], stage
-    weights = weights_of(whole)
-    assert weights and weights.keys() == weights_of(folder).keys()
-    assert all(torch.equal(weight, weights[name]) for name, weight in weights_of(folder).items())
+    weights = tensors_of(whole / "model")
+    assert weights and weights.keys() == tensors_of(folder / "model").keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in tensors_of(folder / "model").items())
     assert files_of(folder) == files_of(whole)
 
 
 def test_torchrun_makes_one_run_of_two_processes(tokens: Path, tmp_path: Path, temporary: Path) -> None:
     alone, out = tmp_path / "alone", tmp_path / "out"
-    result = barber(*command(tokens, alone))
-    assert (result.code, result.err) == (0, ""), result
+    running.done(*command(tokens, alone))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.run(
         [*torchrun, "-m", "barber", *command(tokens, out)],
@@ -131,7 +111,7 @@ def test_torchrun_makes_one_run_of_two_processes(tokens: Path, tmp_path: Path, t
     for stage, results in record_alone["results"].items():
         perplexity = results["perplexity"]["tokens"]["perplexity"]
         assert record["results"][stage]["perplexity"]["tokens"]["perplexity"] == pytest.approx(perplexity, rel=1e-5)
-    weights, weights_alone = weights_of(out), weights_of(alone)
+    weights, weights_alone = tensors_of(out / "model"), tensors_of(alone / "model")
     assert weights.keys() == weights_alone.keys()
     assert all(torch.equal(weight, weights_alone[name]) for name, weight in weights.items())
 

@@ -24,7 +24,18 @@ from barber.run.tracking import Wandb
 from barber.walk.walk import Walk
 from barber.walk.work import LayerWork
 from tests import tiny
-from tests.cli.running import Result, barber, complaint, record_of, save_model
+from tests.cli.running import (
+    Result,
+    barber,
+    blocks_of,
+    complaint,
+    contents,
+    done,
+    files_of,
+    layers_of,
+    record_of,
+    save_model,
+)
 from tests.processes import Outcome, launch
 
 LAYERS = 4
@@ -101,22 +112,6 @@ def run_in_another_process(arguments: list[str]) -> Result:
     return barber(*arguments)
 
 
-def done(*arguments: str) -> Result:
-    """Run a command that has to go well, without a word on stderr."""
-    result = barber(*arguments)
-    assert (result.code, result.err) == (0, ""), result
-    return result
-
-
-def layers_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def files_of(folder: Path) -> set[str]:
-    """All files, hidden ones too."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
 def finished_in(folder: Path) -> int:
     return len(list((folder / "checkpoint").glob("layer-*.json")))
 
@@ -127,9 +122,7 @@ def assert_the_same(folder: Path, expected: Path) -> None:
     assert record["status"] == "success"
     for key in ("results", "sparsity", "linears", "calibration", "files", "seeds"):
         assert record[key] == other[key], key
-    assert [line | {"seconds": 0} for line in layers_of(folder)] == [
-        line | {"seconds": 0} for line in layers_of(expected)
-    ]
+    assert blocks_of(folder) == blocks_of(expected)
     for file in sorted(files_of(expected)):
         if file.startswith("model/") or file == "masks.safetensors":
             assert (folder / file).read_bytes() == (expected / file).read_bytes(), file
@@ -211,10 +204,10 @@ def test_a_killed_run_is_gone_on_with_to_the_same_bits(
 
     expected = whole(kind)
     computed.clear()
-    result = done(*arguments)
+    said = done(*arguments)
     assert computed == list(range(finished, LAYERS))
     going_on = f"Going on with the interrupted run in {out}: {finished} of {LAYERS} layers are done."
-    assert (going_on in result.out) == (finished > 0)
+    assert (going_on in said) == (finished > 0)
     assert (going_on in (out / "run.log").read_text(encoding="utf-8")) == (finished > 0)
     assert record_of(out)["resumed"] == ({"from": str(out), "layers": finished} if finished else None)
     assert [line["seconds"] for line in layers_of(out)][: 2 * finished] == [line["seconds"] for line in first][
@@ -231,13 +224,6 @@ def test_a_run_may_be_killed_again(
     assert finished_in(interrupted) == 3
     done(*arguments)
     assert_the_same(interrupted, whole("hf"))
-
-
-def test_what_was_exported_in_part_is_removed(inputs: Path, interrupted: Path) -> None:
-    (interrupted / ".model.abc.unfinished").mkdir()
-    (interrupted / ".model.abc.unfinished" / "model.safetensors").write_bytes(b"half")
-    done(*command(inputs), f"hydra.run.dir={interrupted}")
-    assert not [path for path in files_of(interrupted) if "unfinished" in path]
 
 
 def test_a_real_process_is_refused_while_it_runs_and_gone_on_with_when_it_is_killed(
@@ -309,11 +295,11 @@ def test_the_next_folder_of_the_default_kind_takes_over(
     computed.clear()
     while time.strftime("%Y-%m-%d_%H-%M-%S") <= first.name[:19]:
         time.sleep(0.05)
-    result = done(*command(inputs))
+    said = done(*command(inputs))
     (second,) = set(runs.iterdir()) - {first}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_local_unstructured_wanda_barber", second.name)
     assert computed == [2, 3]
-    assert f"Going on with the interrupted run in {first}: 2 of {LAYERS} layers are done." in result.out
+    assert f"Going on with the interrupted run in {first}: 2 of {LAYERS} layers are done." in said
     assert record_of(second)["resumed"] == {"from": str(first), "layers": 2}
     assert_the_same(second, expected)
     assert not (first / "checkpoint").exists()
@@ -355,32 +341,27 @@ def replaced(path: Path, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
         kept.rename(path)
 
 
-@pytest.mark.parametrize(
-    ("change", "differing"),
-    [
-        ("rebuild.barber.alpha=0.5", "rebuild.barber.alpha: 0.9 there, 0.5 here"),
-        ("batch_size=2", "batch_size: None there, 2 here"),
-        ("schedule=interleaved", "schedule: paper there, interleaved here"),
-        ("engine.streaming=true", "engine.streaming: auto there, True here"),
-    ],
-)
-def test_other_settings_are_refused_by_key_with_both_values(
-    change: str, differing: str, inputs: Path, interrupted: Path
-) -> None:
-    before = {path: path.read_bytes() for path in (interrupted / "checkpoint").iterdir()}
-    sentence = complaint(barber(*command(inputs), change, f"hydra.run.dir={interrupted}"))
-    assert sentence == (
-        f"hydra.run.dir holds an unfinished run with other settings ({differing}); "
-        "give the same ones, or choose another folder"
-    )
-    assert {path: path.read_bytes() for path in (interrupted / "checkpoint").iterdir()} == before
+DIFFERING = {
+    "rebuild.barber.alpha=0.5": "rebuild.barber.alpha: 0.9 there, 0.5 here",
+    "batch_size=2": "batch_size: None there, 2 here",
+    "schedule=interleaved": "schedule: paper there, interleaved here",
+    "engine.streaming=true": "engine.streaming: auto there, True here",
+}
 
 
-def test_nothing_is_lost_by_it(
+def test_other_settings_are_refused_by_key_with_both_values_and_nothing_is_lost_by_it(
     inputs: Path, interrupted: Path, whole: Callable[[str], Path], computed: list[int]
 ) -> None:
     expected = whole("hf")
-    for change in ("rebuild.barber.alpha=0.5", "pruner=magnitude", "rebuild=none", "pattern=2of4"):
+    before = contents(interrupted / "checkpoint")
+    for change, differing in DIFFERING.items():
+        sentence = complaint(barber(*command(inputs), change, f"hydra.run.dir={interrupted}"))
+        assert sentence == (
+            f"hydra.run.dir holds an unfinished run with other settings ({differing}); "
+            "give the same ones, or choose another folder"
+        )
+        assert contents(interrupted / "checkpoint") == before
+    for change in ("pruner=magnitude", "rebuild=none", "pattern=2of4"):
         assert barber(*command(inputs), change, f"hydra.run.dir={interrupted}").code == 2
     computed.clear()
     done(*command(inputs), f"hydra.run.dir={interrupted}")
@@ -467,6 +448,8 @@ def test_what_a_kill_left_half_written_does_no_harm(
     (interrupted / "checkpoint" / ".layer-00002.json.abc.unfinished").write_text("[{")
     (interrupted / "checkpoint" / ".settings.json.abc.unfinished").write_text("{")
     (interrupted / ".record.json.abc.unfinished").write_text("{")
+    (interrupted / ".model.abc.unfinished").mkdir()
+    (interrupted / ".model.abc.unfinished" / "model.safetensors").write_bytes(b"half")
     with (interrupted / "layers.jsonl").open("a", encoding="utf-8") as lines:
         lines.write('{"layer": 2, "blo')
     expected = whole("hf")

@@ -14,13 +14,25 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from barber import NM, Barber, Wanda, prune
 from barber.data.calibration import CalibrationSet
 from barber.run.tracking import Wandb
 from tests import tiny
-from tests.cli.running import TEXT, Result, barber, linear_weights, record_of, save_model, write_inputs
+from tests.cli.running import (
+    TEXT,
+    barber,
+    blocks_of,
+    done,
+    files_of,
+    layers_of,
+    linear_weights,
+    loaded,
+    record_of,
+    save_model,
+    write_inputs,
+)
 
 LINEARS = [
     f"model.layers.{layer}.{path}"
@@ -73,21 +85,6 @@ def perplexities(folder: Path) -> dict[str, dict[str, Any]]:
     return {stage: results["perplexity"]["tokens"] for stage, results in record_of(folder)["results"].items()}
 
 
-def done(*arguments: str) -> Result:
-    """Run a command that has to go well, without a word on stderr."""
-    result = barber(*arguments)
-    assert (result.code, result.err) == (0, ""), result
-    return result
-
-
-def layers_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def loaded(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-
-
 def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if "unfinished" in path.name]
 
@@ -101,10 +98,9 @@ def run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_of_a_run_holds_what_is_promised_and_nothing_unfinished(run: Path) -> None:
-    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     hydras = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
     model = {f"model/{name}" for name in ("config.json", "generation_config.json", "model.safetensors", "README.md")}
-    assert files == {"record.json", "layers.jsonl", "run.log", "loss.png"} | hydras | model
+    assert files_of(run) == {"record.json", "layers.jsonl", "run.log", "loss.png"} | hydras | model
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     log = (run / "run.log").read_text(encoding="utf-8")
     assert "Calibration: 6 samples of 32 tokens" in log
@@ -203,8 +199,7 @@ def test_the_same_config_gives_the_same_bytes_again(inputs: Path, run: Path, tmp
     assert (tmp_path / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
     for key in ("config", "seeds", "calibration", "sparsity", "linears", "results", "files"):
         assert again[key] == first[key]
-    without_seconds = [[{**line, "seconds": 0} for line in layers_of(out)] for out in (tmp_path, run)]
-    assert without_seconds[0] == without_seconds[1]
+    assert blocks_of(tmp_path) == blocks_of(run)
 
 
 def test_exported_masks_are_the_zeros_of_the_models(inputs: Path, run: Path, tmp_path: Path) -> None:
@@ -247,7 +242,7 @@ def test_three_stages_are_measured_and_the_pruned_one_is_that_of_a_run_without_r
         assert expected["nll_per_token"] == pytest.approx(loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("stages", [["rebuilt"], ["pruned"], ["dense", "rebuilt"]], ids=",".join)
+@pytest.mark.parametrize("stages", [["pruned"], ["dense", "rebuilt"]], ids=",".join)
 def test_only_the_stages_asked_for_are_measured(stages: list[str], inputs: Path, tmp_path: Path) -> None:
     asked = f"evals.stages=[{','.join(stages)}]"
     done(*command(inputs, tmp_path), *perplexity(inputs), asked, "export=none")
@@ -256,25 +251,25 @@ def test_only_the_stages_asked_for_are_measured(stages: list[str], inputs: Path,
 
 def test_without_a_pruner_the_dense_model_is_measured_and_nothing_else_happens(inputs: Path, tmp_path: Path) -> None:
     dense = [*command(inputs, tmp_path, rebuild="rebuild=none"), "pruner=none", "calibration.path=not_looked_at"]
-    result = done(*dense, *perplexity(inputs))
+    out = done(*dense, *perplexity(inputs))
     record = record_of(tmp_path)
     assert list(record["results"]) == ["dense"]
     assert (record["sparsity"], record["linears"], record["calibration"]) == (None, {}, None)
     assert not {"layers.jsonl", "loss.png", "model"} & {path.name for path in tmp_path.iterdir()}
-    assert f"{perplexities(tmp_path)['dense']['perplexity']:,.2f}" in result.out
+    assert f"{perplexities(tmp_path)['dense']['perplexity']:,.2f}" in out
 
 
 def test_the_end_of_a_run_shows_the_stages_and_where_everything_is(inputs: Path, tmp_path: Path) -> None:
-    result = done(*command(inputs, tmp_path), *perplexity(inputs))
+    out = done(*command(inputs, tmp_path), *perplexity(inputs))
     values = [f"{measured['perplexity']:,.2f}" for measured in perplexities(tmp_path).values()]
     for row in (
         ["dense", "pruned", "rebuilt"],
         ["zeros", "0.00%", "50.00%", "50.00%"],
         ["perplexity, tokens", *values],
     ):
-        assert re.search(" +".join(map(re.escape, row)) + " *$", result.out, re.MULTILINE)
+        assert re.search(" +".join(map(re.escape, row)) + " *$", out, re.MULTILINE)
     for name in ("record.json", "loss.png", "model"):
-        assert str(tmp_path / name) in result.out
+        assert str(tmp_path / name) in out
 
 
 @pytest.mark.parametrize(
@@ -358,19 +353,6 @@ def test_the_folder_of_a_failed_run_can_be_used_again(broken: Path, inputs: Path
     assert (out / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
 
 
-def test_what_a_failed_run_finished_is_not_mixed_with_other_settings(
-    broken: Path, inputs: Path, tmp_path: Path
-) -> None:
-    assert barber(*command(inputs, tmp_path / "out"), f"model.path={broken}").code == 1
-    result = barber(*command(inputs, tmp_path / "out"))
-    assert result.code == 2
-    assert result.err == (
-        f"barber: hydra.run.dir holds an unfinished run with other settings (model.path: {broken} there, "
-        f"{inputs / 'model'} here); give the same ones, or choose another folder\n"
-    )
-    assert record_of(tmp_path / "out")["status"] == "failed"
-
-
 def test_the_folder_of_a_run_that_finished_no_layer_is_free_for_any_other(
     broken: Path, inputs: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -439,24 +421,6 @@ def test_without_a_folder_a_run_gets_one_that_tells_time_and_choices(
     assert not [str(warning.message) for warning in recwarn if "KeepFinishedRuns" in str(warning.message)]
 
 
-def test_a_sweep_gives_every_value_a_folder_of_its_own(inputs: Path, tmp_path: Path) -> None:
-    single = [argument for argument in command(inputs, tmp_path) if not argument.startswith("hydra.run.dir")]
-    done("-m", *single, "rebuild.barber.alpha=0,0.5", f"hydra.sweep.dir={tmp_path}")
-    jobs = sorted((path.parent for path in tmp_path.glob("*/record.json")), key=lambda job: alpha_of(record_of(job)))
-    records = [record_of(job) for job in jobs]
-    assert [record["status"] for record in records] == ["success", "success"]
-    assert [alpha_of(record) for record in records] == [0, 0.5]
-    assert records[0]["sparsity"]["exchanges"] == 0 < records[1]["sparsity"]["exchanges"]
-    for job in jobs:
-        assert len(layers_of(job)) == 4
-        assert "Finished in" in (job / "run.log").read_text(encoding="utf-8")
-
-
-def alpha_of(record: dict[str, Any]) -> float:
-    alpha: float = record["config"]["rebuild"]["barber"]["alpha"]
-    return alpha
-
-
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_a_run_can_be_followed_offline_with_wandb(inputs: Path, tmp_path: Path) -> None:
     done(*command(inputs, tmp_path), "tracker=wandb", "tracker.mode=offline", "export=none")
@@ -474,22 +438,16 @@ def test_a_tracker_that_breaks_down_does_not_cost_the_run(
 
     for other in ("start", "block", "finish"):
         monkeypatch.setattr(Wandb, other, break_down if other == step else lambda *_: "run")
-    result = done(*command(inputs, tmp_path), "tracker=wandb", "export=none")
+    out = done(*command(inputs, tmp_path), "tracker=wandb", "export=none")
     assert record_of(tmp_path)["status"] == "success"
     assert len(layers_of(tmp_path)) == 4
-    assert result.out.count("the service is down") == 1
+    assert out.count("the service is down") == 1
 
 
 def test_a_real_process_says_nothing_on_stderr_but_what_went_wrong(inputs: Path, tmp_path: Path) -> None:
-    python = [sys.executable, "-m", "barber"]
-    good = subprocess.run([*python, *command(inputs, tmp_path / "good")], capture_output=True, text=True, timeout=300)
-    assert (good.returncode, good.stderr) == (0, "")
-    bad = subprocess.run(
-        [*python, *command(inputs, tmp_path / "bad"), "calibration.nsamples=7"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """`test_wheel` has one that goes well."""
+    arguments = [sys.executable, "-m", "barber", *command(inputs, tmp_path), "calibration.nsamples=7"]
+    bad = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert (bad.returncode, bad.stderr) == (
         2,
         f"barber: calibration.nsamples must be at most 6, the samples of {inputs / 'tokens.safetensors'}\n",

@@ -1,7 +1,7 @@
 """`engine.streaming=true`: a run that reads its model layer by layer leaves what one in memory leaves."""
 
-import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,19 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from barber.model.sources import RandomModel
 from tests import tiny
-from tests.cli.running import Result, barber, complaint, record_of, save_model
+from tests.cli.running import (
+    barber,
+    blocks_of,
+    complaint,
+    contents,
+    done,
+    files_of,
+    loaded,
+    record_of,
+    save_model,
+    tensors_of,
+)
 
 BYTES = 256
 
@@ -56,9 +66,7 @@ def make(folder: Path, case: Case) -> None:
     model.config.save_pretrained(folder / "model")
     assert model.generation_config is not None
     model.generation_config.save_pretrained(folder / "model")
-    tokenizer = RandomModel("llama").tokenizer()
-    assert tokenizer is not None
-    tokenizer.save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
     save_file({"tokens": tiny.tokens(6, 32, vocabulary=BYTES)}, folder / "tokens.safetensors")
     save_file({"tokens": tiny.tokens(4, 32, seed=3, vocabulary=BYTES)}, folder / "evaluation.safetensors")
 
@@ -87,47 +95,16 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("barber.run.notes.plot_block_errors", lambda errors, name, path: path.write_bytes(b""))
 
 
+def beside_shards(folder: Path) -> set[str]:
+    """All files but for the shards of the model."""
+    return {file for file in files_of(folder) if not file.startswith("model/model")}
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     make(folder, CASES["llama"])
     return folder
-
-
-def done(*arguments: str) -> Result:
-    """Run a command that has to go well, without a word on stderr."""
-    result = barber(*arguments)
-    assert (result.code, result.err) == (0, ""), result
-    return result
-
-
-def layers_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of layers.jsonl but for the seconds."""
-    lines = (folder / "layers.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) | {"seconds": 0} for line in lines]
-
-
-def files_of(folder: Path) -> set[str]:
-    """All files, hidden ones too, but for the shards of the model."""
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return {file for file in files if not file.startswith("model/model")}
-
-
-def contents(folder: Path) -> dict[str, tuple[str, int]]:
-    return {
-        path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in folder.iterdir()
-    }
-
-
-def loaded(folder: Path) -> PreTrainedModel:
-    """A model of which no tensor was missing and none left over."""
-    model, found = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), found
-    return model
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def assert_the_same_model(found: Path, expected: Path) -> None:
@@ -163,8 +140,8 @@ def test_a_streamed_run_leaves_what_one_in_memory_leaves(case: Case, tmp_path: P
     for stage in stages:
         assert {"perplexity", "sample"} <= record["results"][stage].keys()
     assert len({record["results"][stage]["perplexity"]["tokens"]["perplexity"] for stage in stages}) == len(stages)
-    assert layers_of(found) == layers_of(expected)
-    assert files_of(found) == files_of(expected)
+    assert blocks_of(found) == blocks_of(expected)
+    assert beside_shards(found) == beside_shards(expected)
     assert contents(tmp_path / "model") == before
     if "export=masks" in case.options:
         assert (found / "masks.safetensors").read_bytes() == (expected / "masks.safetensors").read_bytes()
@@ -183,7 +160,7 @@ def test_only_measuring_a_streamed_model_leaves_the_measurements(inputs: Path, t
         done(*command(inputs, out, "pruner=none rebuild=none"), f"engine.streaming={out.name}")
     assert record_of(outs[0])["results"] == record_of(outs[1])["results"]
     assert list(record_of(outs[1])["results"]) == ["dense"]
-    assert files_of(outs[0]) == files_of(outs[1])
+    assert beside_shards(outs[0]) == beside_shards(outs[1])
 
 
 def test_only_pruning_it_leaves_the_same_model(inputs: Path, tmp_path: Path) -> None:
@@ -200,9 +177,9 @@ def test_where_activations_wait_changes_nothing_of_a_run(inputs: Path, tmp_path:
         done(*command(inputs, out), f"engine.streaming={place == 'disk'}", f"engine.activations={place}")
     expected, found = outs.values()
     assert record_of(found)["results"] == record_of(expected)["results"]
-    assert layers_of(found) == layers_of(expected)
+    assert blocks_of(found) == blocks_of(expected)
     assert_the_same_model(found / "model", expected / "model")
-    assert files_of(found) == files_of(expected)
+    assert beside_shards(found) == beside_shards(expected)
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
@@ -224,7 +201,7 @@ def test_a_random_model_is_streamed_too_and_its_files_do_not_stay(inputs: Path, 
         done("model=tiny", *arguments, "evals.agreement=null", f"engine.streaming={streaming}")
     expected, found = tmp_path / "false", tmp_path / "true"
     assert record_of(found)["results"] == record_of(expected)["results"]
-    assert files_of(found) == files_of(expected)
+    assert beside_shards(found) == beside_shards(expected)
     stored, others = tensors_of(expected / "model"), tensors_of(found / "model")
     assert others.keys() == stored.keys()
     assert all(torch.equal(others[name], tensor) for name, tensor in stored.items())
@@ -235,19 +212,15 @@ Change = Callable[[dict[str, torch.Tensor]], Any]
 
 def spoilt(inputs: Path, folder: Path, change: Change) -> Path:
     """A copy of the model whose tensors are changed."""
-    folder.mkdir()
-    for file in (inputs / "model").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(inputs / "model", folder)
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
-@pytest.mark.parametrize("missing", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
-def test_a_model_without_a_tensor_is_refused_before_anything_is_done(
-    missing: str, inputs: Path, tmp_path: Path
-) -> None:
+def test_a_model_without_a_tensor_is_refused_before_anything_is_done(inputs: Path, tmp_path: Path) -> None:
+    missing = "model.layers.1.mlp.up_proj.weight"
     source, out = spoilt(inputs, tmp_path / "model", lambda tensors: tensors.pop(missing)), tmp_path / "out"
     arguments = [*command(inputs, out), "engine.streaming=true", "evals.stages=[rebuilt]", "evals.agreement=null"]
     sentence = complaint(barber(*arguments, f"model.path={source}"))

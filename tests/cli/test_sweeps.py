@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +19,11 @@ from barber.evals.results import StageResults
 from barber.run import identity, notes, sweeps
 from barber.run.identity import counting, digest_of
 from barber.run.reading import read
-from barber.run.record import RunRecord
 from barber.run.sweeps import objective
 from barber.walk.selection import Selection
 from barber.walk.walk import Walk
 from tests import records, tiny
-from tests.cli.running import Result, barber, complaint
+from tests.cli.running import barber, complaint, done
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +58,6 @@ def sweep(tokens: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def done(result: Result) -> str:
-    assert (result.code, result.err) == (0, ""), result
-    return result.out
-
-
 def jobs_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "jobs.jsonl").read_text().splitlines()]
 
@@ -82,7 +78,7 @@ def figures(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_sweep_ends_with_a_table_of_its_points(tokens: Path, tmp_path: Path) -> None:
-    out = done(barber(*sweep(tokens, tmp_path / "out", "rebuild.barber.alpha=0.1,0.9", "pattern.sparsity=0.5,0.6")))
+    out = done(*sweep(tokens, tmp_path / "out", "rebuild.barber.alpha=0.1,0.9", "pattern.sparsity=0.5,0.6"))
     table = out[out.rindex("\njob ") :]
     for alpha in ("0.1", "0.9"):
         for sparsity in ("0.5", "0.6"):
@@ -98,36 +94,32 @@ def test_a_sweep_has_a_folder_of_its_experiments_or_its_runs_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = [argument for argument in sweep(tokens, tmp_path) if not argument.startswith("hydra.sweep.dir")]
-    done(barber(*arguments, "seed=0,1"))
-    done(
-        barber(
-            *arguments[1:],
-            "experiment=ablation_schedule",
-            "seed=0",
-            "method=wanda_barber",
-            "calibration.nsamples=5",
-            "calibration.seqlen=64",
-        )
-    )
+    done(*arguments, "seed=0,1")
+    smaller = ["seed=0", "method=wanda_barber", "calibration.nsamples=5", "calibration.seqlen=64"]
+    done(*arguments[1:], "experiment=ablation_schedule", *smaller)
     folders = {
         folder.name: len(list(folder.glob("*/record.json"))) for folder in (tmp_path / "outputs/sweeps").iterdir()
     }
     assert folders == {"tiny_unstructured_wanda_barber": 2, "ablation_schedule": 2}
 
 
-def test_what_is_done_is_skipped_and_what_failed_runs_again(
-    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def failing_at_2_of_4(error: BaseException) -> Iterator[None]:
     walk_on = Walk.__iter__
 
-    def fail_at_2_of_4(walk: Walk) -> Any:
+    def fail(walk: Walk) -> Any:
         if "2:4" in str(walk.pattern):
-            raise MemoryError("no room for the block")
+            raise error
         return walk_on(walk)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Walk, "__iter__", fail)
+        yield
+
+
+def test_what_is_done_is_skipped_and_what_failed_runs_again(tokens: Path, tmp_path: Path) -> None:
     arguments = sweep(tokens, tmp_path / "out", "pattern=unstructured,2of4,4of8")
-    with monkeypatch.context() as patch:
-        patch.setattr(Walk, "__iter__", fail_at_2_of_4)
+    with failing_at_2_of_4(MemoryError("no room for the block")):
         result = barber(*arguments)
     assert result.code == 1
     assert [job["status"] for job in jobs_of(tmp_path / "out")] == ["done", "failed", "done"]
@@ -135,12 +127,21 @@ def test_what_is_done_is_skipped_and_what_failed_runs_again(
     assert "2 done, 0 skipped, 1 failed" in result.out
     assert re.search(r"failed: pattern=2of4: MemoryError: no room for the block \(.*record.json\)", result.out)
     before = records_of(tmp_path / "out")
-    out = done(barber(*arguments))
+    out = done(*arguments)
     assert [job["status"] for job in jobs_of(tmp_path / "out")][3:] == ["skipped", "done", "skipped"]
     assert "1 done, 2 skipped, 0 failed" in out
     after = records_of(tmp_path / "out")
     assert len(after) == 3 and all(record["status"] == "success" for record in after.values())
     assert [key for key in after if after[key] != before[key]] == [key for key in after if "2of4" in key]
+
+
+def test_an_interrupt_ends_the_sweep_which_goes_on_where_it_was(tokens: Path, tmp_path: Path) -> None:
+    arguments = sweep(tokens, tmp_path / "out", "pattern=unstructured,2of4,4of8")
+    with failing_at_2_of_4(KeyboardInterrupt()):
+        result = barber(*arguments)
+    assert (result.code, result.err) == (130, "barber: interrupted\n")
+    assert "1 done, 0 skipped, 1 failed" in result.out
+    assert "2 done, 1 skipped, 0 failed" in done(*arguments)
 
 
 def test_a_users_mistake_in_one_job_stops_no_other(tokens: Path, tmp_path: Path) -> None:
@@ -156,29 +157,10 @@ def test_a_mistake_in_all_jobs_is_told_before_anything_runs(tokens: Path, tmp_pa
     assert not (tmp_path / "out" / "jobs.jsonl").exists()
 
 
-def test_an_interrupt_ends_the_sweep_which_goes_on_where_it_was(
-    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    walk_on = Walk.__iter__
-
-    def interrupt_at_2_of_4(walk: Walk) -> Any:
-        if "2:4" in str(walk.pattern):
-            raise KeyboardInterrupt
-        return walk_on(walk)
-
-    arguments = sweep(tokens, tmp_path / "out", "pattern=unstructured,2of4,4of8")
-    with monkeypatch.context() as patch:
-        patch.setattr(Walk, "__iter__", interrupt_at_2_of_4)
-        result = barber(*arguments)
-    assert (result.code, result.err) == (130, "barber: interrupted\n")
-    assert "1 done, 0 skipped, 1 failed" in result.out
-    assert "2 done, 1 skipped, 0 failed" in done(barber(*arguments))
-
-
 def test_resume_never_does_all_of_it_again(tokens: Path, tmp_path: Path) -> None:
     arguments = sweep(tokens, tmp_path / "out", "rebuild.barber.alpha=0.1,0.9", "resume=never")
-    done(barber(*arguments))
-    assert "2 done, 0 skipped, 0 failed" in done(barber(*arguments))
+    done(*arguments)
+    assert "2 done, 0 skipped, 0 failed" in done(*arguments)
 
 
 @pytest.fixture
@@ -195,18 +177,17 @@ def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize(("pruner", "streaming"), [("wanda", "false"), ("wanda", "true"), ("sparsegpt", "false")])
 def test_the_initial_masks_of_a_sweep_are_computed_once_and_change_no_bit(
     pruner: str, streaming: str, tokens: Path, tmp_path: Path, phases: list[str]
 ) -> None:
-    point = [f"pruner={pruner}", f"engine.streaming={streaming}", "export=masks", "rebuild.barber.alpha=0.1,0.5,0.9"]
-    done(barber(*sweep(tokens, tmp_path / "kept", *point)))
+    point = [f"pruner={pruner}", f"engine.streaming={streaming}", "export=masks", "rebuild.barber.alpha=0.1,0.9"]
+    done(*sweep(tokens, tmp_path / "kept", *point))
     assert len(phases) == 2  # layers
-    done(barber(*sweep(tokens, tmp_path / "alone", *point, "cache=off")))
-    assert len(phases) == 2 + 3 * 2
+    done(*sweep(tokens, tmp_path / "alone", *point, "cache=off"))
+    assert len(phases) == 2 + 2 * 2
     kept, alone = records_of(tmp_path / "kept"), records_of(tmp_path / "alone")
-    assert sorted(record["initial"]["known"] for record in kept.values()) == [False, True, True]
+    assert sorted(record["initial"]["known"] for record in kept.values()) == [False, True]
     assert len({record["initial"]["seconds"] for record in kept.values()}) == 1  # what it took once
     assert {record["initial"] for record in alone.values()} == {None}
     for key, record in kept.items():
@@ -220,25 +201,25 @@ def test_the_initial_masks_of_a_sweep_are_computed_once_and_change_no_bit(
 def test_an_initial_mask_alone_is_taken_from_a_rebuilding_and_the_other_way_round(
     tokens: Path, tmp_path: Path, phases: list[str]
 ) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out", "rebuild=none,barber")))
+    done(*sweep(tokens, tmp_path / "out", "rebuild=none,barber"))
     assert len(phases) == 2
     alone, rebuilt = sorted(records_of(tmp_path / "out").values(), key=lambda record: len(record["results"]))
     assert figures(alone)["results"]["pruned"] == figures(rebuilt)["results"]["pruned"]
     assert "cached" in rebuilt["results"]["pruned"]["perplexity"]["tokens"]
 
 
-@pytest.mark.parametrize(
-    "change", ["seed=1", "batch_size=1", "precision.forward=bfloat16", "calibration.nsamples=4", "pattern.sparsity=0.4"]
-)
-def test_other_initial_masks_are_computed(change: str, tokens: Path, tmp_path: Path, phases: list[str]) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out")))
-    phases.clear()
-    done(barber(*sweep(tokens, tmp_path / "out", change)))
-    assert len(phases) == 2
+OTHERS = ["seed=1", "batch_size=1", "precision.forward=bfloat16", "calibration.nsamples=4", "pattern.sparsity=0.4"]
+
+
+def test_other_initial_masks_are_computed(tokens: Path, tmp_path: Path, phases: list[str]) -> None:
+    for change in ("rebuild.barber.alpha=0.5", *OTHERS):
+        phases.clear()
+        done(*sweep(tokens, tmp_path / "out", change))
+        assert len(phases) == 2, change
 
 
 def test_an_interleaved_run_neither_takes_nor_gives_initial_masks(tokens: Path, tmp_path: Path) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out", "schedule=interleaved,paper")))
+    done(*sweep(tokens, tmp_path / "out", "schedule=interleaved,paper"))
     by_schedule = {record["config"]["schedule"]: record["initial"] for record in records_of(tmp_path / "out").values()}
     assert by_schedule["interleaved"] is None
     assert by_schedule["paper"]["known"] is False and by_schedule["paper"]["seconds"] > 0
@@ -258,10 +239,10 @@ def test_a_run_that_was_killed_completes_the_initial_masks_when_it_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Walk, "_look", stop_in_the_second_layer)
         assert barber(*arguments).code == 1
-    done(barber(*arguments))
+    done(*arguments)
     assert len(phases) == 3
     phases.clear()
-    done(barber(*sweep(tokens, tmp_path / "other", "rebuild.barber.alpha=0.7")))
+    done(*sweep(tokens, tmp_path / "other", "rebuild.barber.alpha=0.7"))
     assert phases == []
 
 
@@ -300,17 +281,17 @@ def test_finished_layers_do_not_depend_on_what_comes_after_them() -> None:
 
 
 def test_a_finished_job_is_found_whatever_its_name(tokens: Path, tmp_path: Path) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out", "name=first")))
+    done(*sweep(tokens, tmp_path / "out", "name=first"))
     (folder,) = (path.parent for path in (tmp_path / "out").glob("*/record.json"))
     assert folder.name.startswith("first-")
-    assert "0 done, 1 skipped, 0 failed" in done(barber(*sweep(tokens, tmp_path / "out", "name=second")))
+    assert "0 done, 1 skipped, 0 failed" in done(*sweep(tokens, tmp_path / "out", "name=second"))
     renamed = folder.rename(folder.with_name(f"third-{folder.name.partition('-')[2]}"))
-    assert "0 done, 1 skipped, 0 failed" in done(barber(*sweep(tokens, tmp_path / "out")))
+    assert "0 done, 1 skipped, 0 failed" in done(*sweep(tokens, tmp_path / "out"))
     assert [path.parent for path in (tmp_path / "out").glob("*/record.json")] == [renamed]
 
 
 def test_a_job_is_found_in_its_folder_by_the_digest_in_its_record(tokens: Path, tmp_path: Path) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out", "tracker=none")))
+    done(*sweep(tokens, tmp_path / "out", "tracker=none"))
     (record,) = records_of(tmp_path / "out").values()
     (folder,) = (path.parent for path in (tmp_path / "out").glob("*/record.json"))
     assert record["digest"] == digest_of(record["config"])
@@ -326,21 +307,21 @@ def rewrite(out: Path, **changes: Any) -> Path:
 
 
 def test_a_job_that_the_version_before_has_done_is_done(tokens: Path, tmp_path: Path) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out")))
+    done(*sweep(tokens, tmp_path / "out"))
     rewrite(tmp_path / "out", version=1)
-    out = done(barber(*sweep(tokens, tmp_path / "out")))
+    out = done(*sweep(tokens, tmp_path / "out"))
     assert "0 done, 1 skipped, 0 failed" in out and re.search(r"skipped +tokens \d", out)
 
 
 def test_a_job_with_a_damaged_record_is_done_over(tokens: Path, tmp_path: Path) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out")))
+    done(*sweep(tokens, tmp_path / "out"))
     file = rewrite(tmp_path / "out", results={"rebuilt": {"perplexity": {"tokens": {"perplexity": "3"}}}})
-    assert "1 done, 0 skipped, 0 failed" in done(barber(*sweep(tokens, tmp_path / "out")))
+    assert "1 done, 0 skipped, 0 failed" in done(*sweep(tokens, tmp_path / "out"))
     assert read(file).status == "success"
 
 
 def test_what_a_later_version_has_done_is_left_alone(tokens: Path, tmp_path: Path) -> None:
-    done(barber(*sweep(tokens, tmp_path / "out")))
+    done(*sweep(tokens, tmp_path / "out"))
     file = rewrite(tmp_path / "out", version=3)
     before, sentence = file.read_bytes(), "must be a record of version 2 at most, not 3: upgrade llm-barber to read it"
     single = [argument for argument in sweep(tokens, tmp_path) if argument not in ("-m", f"hydra.sweep.dir={tmp_path}")]
@@ -413,10 +394,6 @@ def test_a_search_without_a_figure_ends_in_a_sentence(tokens: Path, tmp_path: Pa
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Devices
-
-
-def record(_: str | None) -> RunRecord:
-    return RunRecord.begin({}, [])
 
 
 def test_every_job_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,6 @@ from barber.data.datasets import DataSet, Rows, find, kind_of, open_text, read_c
 from barber.runtime import hub
 from tests.data.files import complaint, write, write_column
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-
 JSON_KINDS = [".jsonl", ".json", ".jsonl.gz", ".json.gz"]
 ROW_KINDS = [*JSON_KINDS, ".parquet"]
 LINE_KINDS = [".txt", ".txt.gz", ".raw", ".raw.gz"]
@@ -452,40 +450,3 @@ def test_what_the_hub_refuses_is_told_and_not_stood_in_for(
     hub_gives(error, monkeypatch)
     sentence = complaint(data_set().rows)
     assert sentence == f"dataset is org/name, which cannot be read from the hub: {' '.join(str(error).split())}"
-
-
-# The real data sets
-
-
-def shared(name: str) -> Path:
-    """A file of the real data, which the repository does not hold."""
-    path = SHARED / name
-    if not path.is_file():
-        pytest.skip(f"needs the real data set {path}")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "count", "beginning"),
-    [
-        (
-            "wikitext-2-raw-v1/wiki.test.raw",
-            4358,
-            ["", " = Robert Boulter = \n", "", " Robert Boulter is an English film"],
-        ),
-        ("ptb/ptb.test.txt", 3761, ["no it was n't black monday"]),
-        ("ptb/ptb.train.txt", 42068, ["aer banknote berlitz calloway", "pierre <unk> N years old will join the board"]),
-    ],
-)
-def test_a_real_data_set_has_the_rows_of_the_hub(name: str, count: int, beginning: list[str]) -> None:
-    texts = list(read_column(shared(name), "text"))
-    assert len(texts) == count
-    assert [text[: len(start)] for text, start in zip(texts, beginning, strict=False)] == beginning
-    blank = [text for text in texts if not text.strip()]
-    assert set(blank) <= {""}
-    assert bool(blank) == name.endswith(".raw")
-
-
-def test_real_wikitext_is_joined_as_the_papers_join_it() -> None:
-    texts = list(read_column(shared("wikitext-2-raw-v1/wiki.test.raw"), "text"))
-    assert "\n\n".join(texts).startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an English film")

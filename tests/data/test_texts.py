@@ -17,8 +17,6 @@ from barber.data.texts import Corpus, TextFiles, TokenFile, tokenise
 from tests import tiny
 from tests.data.files import complaint, write, write_column
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-
 #: Line ends and marks that a reader could take for line ends, or leave out.
 STRAY = "one\r\ntwo\rthree\u2028four\x85five\x0b\n\n \n\u2029six\t\n"
 
@@ -235,17 +233,3 @@ def test_a_long_text_is_tokenised_whole_and_without_a_warning(
     assert len(tokenise("a" * 1000, tokenizer)) == 1000
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
-
-
-# The real data sets
-
-
-def test_real_wikitext_begins_as_the_papers_have_it(tokenizer: PreTrainedTokenizerBase) -> None:
-    if not (SHARED / "wikitext-2-raw-v1/wiki.test.raw").is_file():
-        pytest.skip(f"needs the real WikiText-2 in {SHARED}")
-    data = DataSet("Salesforce/wikitext", "test", local=("wikitext-2-raw-v1/*test*",), data_dir=str(SHARED))
-    tokens_T = Corpus(data, "\n\n").tokens(tokenizer).tokens_T
-    assert tokenizer.decode(tokens_T[:60]).startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an")
-    # every byte of the file, less the blanks and newlines of empty rows, and two newlines between any two rows
-    rows = (SHARED / "wikitext-2-raw-v1/wiki.test.raw").read_bytes().splitlines(keepends=True)
-    assert len(tokens_T) == sum(len(row) for row in rows if row.strip()) + 2 * 4357

@@ -34,7 +34,6 @@ LAYERS: dict[str, Callable[[PreTrainedModel], nn.ModuleList]] = {
     "llama": lambda model: model.model.layers,
     "gpt2": lambda model: model.transformer.h,
     "gemma2": lambda model: model.model.layers,
-    "cohere": lambda model: model.model.layers,
 }
 BLOCKS = {"gpt2": ("attn", "mlp")}
 families = pytest.mark.parametrize("family", list(LAYERS))

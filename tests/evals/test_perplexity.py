@@ -98,7 +98,7 @@ def test_perplexity_is_the_exponential_of_the_mean_over_windows(family: str, bat
 @pytest.mark.parametrize("bos", [False, True], ids=["without BOS", "with BOS"])
 @pytest.mark.parametrize("stride", [None, 1, 5, LENGTH - 1])
 @batch_sizes
-@families
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
 def test_overlap_and_bos_are_those_of_the_plain_loop(
     family: str, batch_size: int, stride: int | None, bos: bool
 ) -> None:

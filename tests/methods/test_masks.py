@@ -16,7 +16,7 @@ from barber.methods import masks
 from tests import oracles
 
 # Neither a slow machine nor chance may fail these tests.
-QUICK = settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 PATTERNS = [(2, 4), (4, 8), (1, 4), (3, 4)]
 CELLS = pytest.mark.parametrize(("n", "m"), PATTERNS, ids=[f"{n}:{m}" for n, m in PATTERNS])
 

@@ -222,11 +222,11 @@ def test_blocks_lose_less_and_kept_weights_stay_dense(pattern: Pattern, pruner: 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
-@pytest.mark.parametrize("batch_size", [1, 4, 6])
-def test_the_batch_size_changes_no_mask(family: str, batch_size: int) -> None:
-    first, other = weights_after(family=family), weights_after(family=family, batch_size=batch_size)
-    differing = sum(int(((first[name] == 0) != (other[name] == 0)).sum()) for name in first)
-    assert differing <= 2  # the sums over tokens are float32: a pair may tie
+def test_the_batch_size_changes_no_mask(family: str) -> None:
+    first, *others = (weights_after(family=family, batch_size=batch_size) for batch_size in (2, 1, 4, 6))
+    for other in others:
+        differing = sum(int(((first[name] == 0) != (other[name] == 0)).sum()) for name in first)
+        assert differing <= 2  # the sums over tokens are float32: a pair may tie
 
 
 def test_linears_that_share_their_input_share_its_statistic(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,32 +263,20 @@ def test_damping_holds_the_weights_to_the_dense_ones() -> None:
     assert moved[-1] < 1e-3 * moved[0]
 
 
-def test_following_the_dense_model_comes_closer_to_what_it_puts_out() -> None:
+@pytest.mark.parametrize(("method", "settings"), [(LeastSquares, {"steps": 60}), (ALPS, {})])
+def test_following_the_dense_model_comes_closer_to_what_it_puts_out(method: Any, settings: dict[str, int]) -> None:
     case = Case()
-    dense_y_TO = case.dense_x_TI @ case.weight_OI.T
-    errors = [
-        (case.x_TI @ case.updated(LeastSquares(steps=60, follow=follow)).pruned.weight_OI.T - dense_y_TO).norm().item()
-        for follow in (0.0, 0.5, 1.0)
-    ]
+    meant_TO, errors = case.dense_x_TI @ case.weight_OI.T, []
+    for follow in (0.0, 0.5, 1.0):
+        found = case.updated(method(**settings, follow=follow)).pruned
+        assert torch.equal(found.mask_OI.sum(dim=1), case.pruned.mask_OI.sum(dim=1))
+        errors.append((case.x_TI @ found.weight_OI.T - meant_TO).norm().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[2] < 0.98 * errors[0]
 
 
-def test_a_search_that_follows_comes_closer_to_what_the_dense_model_would_give() -> None:
-    case = Case()
-    meant_TO = case.dense_x_TI @ case.weight_OI.T
-
-    def error(update: ALPS) -> float:
-        found = case.updated(update).pruned
-        assert torch.equal(found.mask_OI.sum(dim=1), case.pruned.mask_OI.sum(dim=1))
-        return (case.x_TI @ found.weight_OI.T - meant_TO).square().sum().item()
-
-    assert ALPS(follow=0.5).needs.dense
-    assert error(ALPS(follow=1.0)) < error(ALPS(follow=0.5)) < error(ALPS())
-
-
 def test_only_what_follows_the_dense_model_asks_for_it() -> None:
-    assert LeastSquares(follow=0.5).needs.dense and Reconstruct(follow=0.5).needs.dense
+    assert all(method(follow=0.5).needs.dense for method in (LeastSquares, Reconstruct, ALPS))
     others = [LeastSquares(), SparseGPTUpdate(), ADMM(), ALPS(), Reconstruct()]
     assert not any(update.needs.dense for update in others)
     case = Case()
@@ -382,9 +370,14 @@ def test_admm_ends_at_the_least_squares_of_the_normalised_inputs(pattern: Patter
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, pattern=st.sampled_from(PATTERNS))
-def test_alps_chooses_as_many_weights_of_every_row_or_cell(seed: int, pattern: Pattern) -> None:
-    """As many as the mask at hand has, even where rows differ in it."""
+def test_alps_finds_a_better_mask_with_as_many_weights_of_every_row_or_cell(seed: int, pattern: Pattern) -> None:
+    """Better than that of the largest weights; as many as the mask at hand has, even where rows differ in it."""
     case = Case(seed, pattern)
+    chosen, held, admm = (
+        case.error(case.updated(update).pruned.weight_OI) for update in (ALPS(), ALPS(choose=False), ADMM())
+    )
+    assert chosen < held < case.error(case.pruned.weight_OI)
+    assert chosen < admm
     if isinstance(pattern, Unstructured):
         case.pruned = Pruned.masking(case.weight_OI, pattern.prune_whole(case.weight_OI.abs()))
     found = case.updated(ALPS())
@@ -396,17 +389,6 @@ def test_alps_chooses_as_many_weights_of_every_row_or_cell(seed: int, pattern: P
     )
     assert found.num_exchanged > 0
     assert not found.pruned.weight_OI[after_OI].any()
-
-
-@settings(deadline=None, max_examples=20)
-@given(seed=seeds, pattern=st.sampled_from(PATTERNS))
-def test_alps_finds_a_better_mask_than_that_of_the_largest_weights(seed: int, pattern: Pattern) -> None:
-    case = Case(seed, pattern)
-    chosen, held, admm = (
-        case.error(case.updated(update).pruned.weight_OI) for update in (ALPS(), ALPS(choose=False), ADMM())
-    )
-    assert chosen < held < case.error(case.pruned.weight_OI)
-    assert chosen < admm
 
 
 def test_alps_with_its_mask_held_are_least_squares_from_the_dense_weights() -> None:

@@ -171,8 +171,11 @@ def test_whenever_a_run_is_killed_it_goes_on_to_the_same_bits(streamed: bool, nu
     assert expected.computed == [layer for layer in range(num_layers) for _ in ("attention", "mlp")]
     assert len(copies) > 6 * num_layers
     assert {num_finished(copy) for copy in copies} == set(range(num_layers + 1))
+    assert not list(copies[-1].glob("activations-*"))
     for copy in copies:
         finished = num_finished(copy)
+        kept = [path.name for path in copy.glob("activations-*")]  # what the next layer needs, no more
+        assert len(kept) <= 2 and (finished in (0, num_layers) or f"activations-{finished:05d}.safetensors" in kept)
         found = run(tmp_path / "model", copy, streamed)
         assert_the_same(found, expected)
         assert found.computed == expected.computed[2 * finished :]
@@ -192,30 +195,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_so_it_is_with_every_method(options: dict[str, Any], tmp_path: Path) -> None:
-    saved("llama", tmp_path / "model")
-    killed_after_one_layer(tmp_path, streamed=False, **options)
+FOLLOWING: dict[str, Any] = {"rebuild": [Swaps(follow=0.5), LeastSquares(follow=1.0)]}
+CASES = {
+    **{name: ("llama", False, options) for name, options in VARIANTS.items()},
+    **{f"following, streamed: {streamed}": ("llama", streamed, FOLLOWING) for streamed in (False, True)},
+    **{f"{name}, streamed: {each}": (name, each, {}) for name in ("gpt2", "opt", "gemma2") for each in (False, True)},
+}
 
 
-@both
-def test_so_it_is_with_steps_that_follow_the_dense_model(streamed: bool, tmp_path: Path) -> None:
-    saved("llama", tmp_path / "model")
-    killed_after_one_layer(tmp_path, streamed, rebuild=[Swaps(follow=0.5), LeastSquares(follow=1.0)])
-
-
-@both
-@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2"])
-def test_so_it_is_with_other_families(family: str, streamed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "streamed", "options"), CASES.values(), ids=CASES)
+def test_so_it_is_with_every_method_and_other_families(
+    family: str, streamed: bool, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """And the half-written files of the killed run do no harm."""
     saved(family, tmp_path / "model")
-    killed_after_one_layer(tmp_path, streamed)
-
-
-def killed_after_one_layer(tmp_path: Path, streamed: bool, **options: Any) -> None:
     (tmp_path / "whole").mkdir()
     with copied_at_every_step(tmp_path / "whole", tmp_path / "copies") as copies:
         expected = run(tmp_path / "model", tmp_path / "whole", streamed, tmp_path, **options)
     copy = next(copy for copy in copies if num_finished(copy) == 1)
+    for name in ("layer-00001", "activations-00001", "pruned-00001"):
+        (copy / f".{name}.safetensors.abc.unfinished").write_bytes(b"half")
+    (copy / ".layer-00001.json.abc.unfinished").write_text("[{")
     found = run(tmp_path / "model", copy, streamed, tmp_path, **options)
     assert found.computed == [1, 1]
     assert_the_same(found, expected)
@@ -230,33 +230,6 @@ def test_a_run_in_memory_is_gone_on_with_by_a_streamed_one_and_the_other_way_rou
             expected = run(tmp_path / "model", folder / "whole", streamed)
         copy = next(copy for copy in copies if num_finished(copy) == 1)
         assert_the_same(run(tmp_path / "model", copy, not streamed), expected)
-
-
-@both
-def test_half_written_files_of_a_killed_run_do_no_harm(streamed: bool, tmp_path: Path) -> None:
-    saved("llama", tmp_path / "model")
-    (tmp_path / "whole").mkdir()
-    expected = run(tmp_path / "model", tmp_path / "whole", streamed)
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    for index in (0, 1):
-        for name in ("layer", "activations", "pruned"):
-            (folder / f".{name}-{index:05d}.safetensors.abc.unfinished").write_bytes(b"half")
-        (folder / f".layer-{index:05d}.json.abc.unfinished").write_text("[{")
-    assert_the_same(run(tmp_path / "model", folder, streamed), expected)
-
-
-def test_only_what_the_next_layer_needs_is_kept_of_the_activations(tmp_path: Path) -> None:
-    saved("llama", tmp_path / "model", num_hidden_layers=3)
-    (tmp_path / "whole").mkdir()
-    with copied_at_every_step(tmp_path / "whole", tmp_path / "copies") as copies:
-        run(tmp_path / "model", tmp_path / "whole", streamed=False)
-    kept = [sorted(path.name for path in copy.glob("activations-*")) for copy in copies]
-    assert all(len(names) <= 2 for names in kept)
-    for copy, names in zip(copies, kept, strict=True):
-        finished = num_finished(copy)
-        assert finished in (0, 3) or f"activations-{finished:05d}.safetensors" in names
-    assert kept[-1] == []
 
 
 @both

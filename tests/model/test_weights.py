@@ -16,8 +16,9 @@ from tests.pruning import prune
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 
 State = dict[str, torch.Tensor]
+HALF, REBUILD = Unstructured(0.5), Barber(alpha=0.9)
+RETAINED = Barber(alpha=0.9, granularity="layer", retain_reconstruction=True)
 families = pytest.mark.parametrize("family", ["llama", "gpt2"])
-pruners = pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()], ids=lambda pruner: type(pruner).__name__)
 
 
 def bits(model: PreTrainedModel) -> State:
@@ -40,7 +41,23 @@ def rebuilt_and_pruned(
     return model, weights, bits(merely_pruned)
 
 
-def check(model: PreTrainedModel, weights: InMemory, merely_pruned: State) -> None:
+RETAINED = Barber(alpha=0.9, granularity="layer", retain_reconstruction=True)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "pattern", "rebuild", "dtype"),
+    [
+        *((pruner, HALF, REBUILD, dtype) for pruner in (Wanda(), SparseGPT()) for dtype in BITS),
+        *((pruner, NM(2, 4), REBUILD, torch.float32) for pruner in (Wanda(), SparseGPT())),
+        (SparseGPT(), HALF, RETAINED, torch.float32),
+    ],
+    ids=str,
+)
+@families
+def test_the_pruned_model_is_the_one_of_a_run_without_rebuilding(
+    family: str, pruner: Pruner, pattern: Pattern, rebuild: Barber, dtype: torch.dtype
+) -> None:
+    model, weights, merely_pruned = rebuilt_and_pruned(family, pruner, pattern, rebuild, dtype)
     rebuilt = bits(model)
     assert not same(rebuilt, merely_pruned)
     for _ in range(2):  # each stage may be evaluated more than once
@@ -50,28 +67,6 @@ def check(model: PreTrainedModel, weights: InMemory, merely_pruned: State) -> No
     with weights.showing("rebuilt"):
         assert same(bits(model), rebuilt)
     assert same(bits(model), rebuilt)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pruners
-@families
-def test_the_pruned_model_is_the_one_of_a_run_without_rebuilding(
-    family: str, pruner: Pruner, dtype: torch.dtype
-) -> None:
-    rebuild = Barber(alpha=0.9)
-    check(*rebuilt_and_pruned(family, pruner, Unstructured(0.5), rebuild, dtype))
-
-
-@pruners
-@families
-def test_so_it_is_with_cells(family: str, pruner: Pruner) -> None:
-    check(*rebuilt_and_pruned(family, pruner, NM(2, 4), Barber(alpha=0.9), torch.float32))
-
-
-@families
-def test_so_it_is_with_retained_reconstruction(family: str) -> None:
-    rebuild = Barber(alpha=0.9, granularity="layer", retain_reconstruction=True)
-    check(*rebuilt_and_pruned(family, SparseGPT(), Unstructured(0.5), rebuild, torch.float32))
 
 
 @families

@@ -54,6 +54,18 @@ def figures_of(launcher: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(folder: Path) -> dict[str, Any]:
+    return figures_of("basic", folder)
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_the_records_are_those_of_one_job_after_the_other(launcher: str, tmp_path: Path) -> None:
-    assert figures_of(launcher, tmp_path) == figures_of("basic", tmp_path)
+def test_the_records_are_those_of_one_job_after_the_other(
+    launcher: str, folder: Path, one_after_the_other: dict[str, Any]
+) -> None:
+    assert figures_of(launcher, folder) == one_after_the_other

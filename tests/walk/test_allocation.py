@@ -164,26 +164,19 @@ def test_the_total_is_exact_and_not_uniform(method: Allocation, sparsity: float)
 
 
 @methods
-@pytest.mark.parametrize("name", ["gemma2", "gpt2", "gpt_neox", "opt", "opt/post-norm", "phi3"])
-def test_every_family_is_left_as_it_was(method: Allocation, name: str) -> None:
-    model = tiny.model(name)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    places = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
-    counts = method.allocate(setting(model))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "float32") for name in ("gemma2", "gpt2", "gpt_neox", "opt/post-norm", "phi3")), ("llama", "bfloat16")],
+)
+def test_every_model_is_left_as_it_was(method: Allocation, name: str, kind: Any) -> None:
+    dtype = getattr(torch, kind)
+    model = tiny.model(name).to(dtype)
+    before = {key: (tensor.clone(), tensor.data_ptr()) for key, tensor in model.state_dict().items()}
+    computed = {"store": ActivationStore("device", CPU, dtype), "arithmetic": Arithmetic(kind, CPU)}
+    counts = method.allocate(setting(model, **computed))
     assert sum(counts.values()) == int(sum(sizes_of(model).values()) * 0.5)
-    assert {key: tensor.data_ptr() for key, tensor in model.state_dict().items()} == places
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-
-
-@methods
-def test_a_model_in_bfloat16_is_left_as_it_was(method: Allocation) -> None:
-    model = tiny.model().to(torch.bfloat16)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    in_bfloat16 = {"store": ActivationStore("device", CPU, torch.bfloat16), "arithmetic": Arithmetic("bfloat16", CPU)}
-    counts = method.allocate(setting(model, **in_bfloat16))
-    assert sum(counts.values()) == int(sum(sizes_of(model).values()) * 0.5)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    assert all(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key][0]) and tensor.data_ptr() == before[key][1] and tensor.dtype == dtype
 
 
 @methods
