@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file, save_file
 
 from barber import cli
+from barber.run import notes
+from barber.walk.report import BlockReport
 from tests import tiny
 
 TEXT = "It is a truth universally acknowledged, that a text of bytes is as good as any to try things out. " * 20
@@ -45,6 +47,7 @@ def barber(*arguments: str) -> Result:
         mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", ["barber", *arguments]),
         mock.patch.object(Hydra, "get_mode", _mode),
+        mock.patch.object(notes, "plot_losses", _plot_losses),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -148,6 +151,19 @@ def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
     """
     asks = any(override.startswith(("experiment=", "hydra.mode=")) for override in overrides)
     return _mode_of_hydra(hydra, config_name, overrides) if asks else None
+
+
+_plotted: dict[Any, bytes] = {}
+_plot = notes.plot_losses
+
+
+def _plot_losses(blocks: Sequence[BlockReport], title: str, path: Path) -> None:
+    """Draw a picture once for all runs of the same layers: it takes as long as all the rest of a run."""
+    kind = tuple((block.layer, block.block, block.loss_before is None) for block in blocks)
+    if kind not in _plotted:
+        _plot(blocks, title, path)
+        _plotted[kind] = path.read_bytes()
+    path.write_bytes(_plotted[kind])
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,12 @@ def config_of(*overrides: str) -> tuple[dict[str, Any], Any]:
 
 
 def points(name: str, *overrides: str) -> list[list[str]]:
-    """The overrides of every job; of large grids, as many as show every value."""
+    """The overrides of as many jobs as show every value."""
     _, hydra_config = config_of(f"experiment={name}", *overrides)
     assert str(hydra_config.mode) == "RunMode.MULTIRUN"
     axes = [
         [f"{key}={value}" for value in str(values).split(",")] for key, values in hydra_config.sweeper.params.items()
     ]
-    if len(list(product(*axes))) <= 16:
-        return [list(point) for point in product(*axes)]
     return [[axis[i % len(axis)] for axis in axes] for i in range(max(map(len, axes)))]
 
 

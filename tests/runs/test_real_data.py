@@ -12,12 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.config import build
 from barber.evals.evaluation import Evaluation, evaluation
+from barber.runtime.cache import Cache
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 WIKITEXT = DATA / "wikitext-2-raw-v1" / "wiki.test.raw"
 MODEL = OmegaConf.load(ROOT / "conf" / "model" / "smollm2-135m.yaml")
 CPU = torch.device("cpu")
+CACHE = Cache()  # for the ids of the text
 
 pytestmark = [
     pytest.mark.skipif(not WIKITEXT.is_file(), reason=f"there is no {WIKITEXT}"),
@@ -69,7 +71,7 @@ def perplexity(model: PreTrainedModel, ids: torch.Tensor, seqlen: int, nsamples:
     return math.exp(sum(nlls) / nsamples)
 
 
-@pytest.mark.parametrize(("seqlen", "max_windows"), [(512, 2), (2048, 1)])
+@pytest.mark.parametrize(("seqlen", "max_windows"), [(512, 2), (128, 5)])
 def test_perplexity_is_that_of_the_papers_loop(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -77,7 +79,7 @@ def test_perplexity_is_that_of_the_papers_loop(
     seqlen: int,
     max_windows: int,
 ) -> None:
-    prepared = shipped(seqlen, max_windows).prepare(tokenizer, Path("nowhere"))
+    prepared = shipped(seqlen, max_windows).prepare(tokenizer, Path("nowhere"), CACHE)
     measured = prepared.measure("dense", model, CPU, lambda what, steps: lambda done: None)
     assert measured is not None
     results = measured.perplexity["wikitext2"]
@@ -92,5 +94,5 @@ def test_without_a_limit_there_are_as_many_windows_as_in_the_papers(
     tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, seqlen: int
 ) -> None:
     nsamples = ids.numel() // seqlen
-    windows = shipped(seqlen).prepare(tokenizer, Path("nowhere")).windows["wikitext2"]
+    windows = shipped(seqlen).prepare(tokenizer, Path("nowhere"), CACHE).windows["wikitext2"]
     assert torch.equal(windows.tokens_NL, ids[0, : nsamples * seqlen].reshape(nsamples, seqlen))
