@@ -195,9 +195,8 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None, cache: Cache 
         raise UserError(f"there is text that is no Unicode ({error})") from error
 
     def make() -> Tensor:
-        ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
-        assert isinstance(ids, Tensor)
-        return ids.long()
+        # With return_tensors transformers looks at every id in a loop of Python's, which takes as long as the ids do.
+        return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if cache is None or backend is None:

@@ -34,12 +34,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache."""
-    monkeypatch.setenv("BARBER_CACHE", str(tmp_path / "cache"))
-
-
 def ends_of_sweep(name: str) -> list[str]:
     """The first and the last value of every swept key, of the calibration sets all: the frontier has all methods."""
     node = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")

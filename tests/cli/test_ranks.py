@@ -88,7 +88,7 @@ def test_torchrun_makes_one_run_of_two_processes(tokens: Path, tmp_path: Path, t
         [*torchrun, "-m", "barber", *command(tokens, out)],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
