@@ -127,7 +127,7 @@ class Pretrained:
 
     def _at_hand(self) -> Path:
         """The folder; that of a repository is fetched first."""
-        if self.local:
+        if self.local or Path(self.path).is_dir():  # as transformers has it
             return Path(self.path)
         wanted, others = ["*.safetensors", "*.json"], ["consolidated*", "*/*"]  # of Mistral's own programs, of others
         try:

@@ -198,5 +198,6 @@ def test_what_the_hub_has_is_looked_at_once_it_is_here(folder: Path, monkeypatch
     monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: str(folder))
     change, expected = ODD["modelopt"]
     change(folder)
-    source = Pretrained("organisation/name")
-    assert refusal(source.load, folder) == refusal(lambda: source.folder(folder), folder) == expected
+    for path in ("organisation/name", str(folder)):  # a folder it may be as well
+        source = Pretrained(path)
+        assert refusal(source.load, folder) == refusal(lambda source=source: source.folder(folder), folder) == expected
