@@ -13,7 +13,7 @@ from barber.runtime.distributed import Ranks
 from barber.runtime.precision import Precision
 from barber.runtime.tensors import Tensor
 from barber.walk.allocation import Allocating, Allocation
-from barber.walk.checks import check_architecture, check_methods, check_tokens, resolve_device
+from barber.walk.checks import check_architecture, check_methods, check_tokens, check_weights, resolve_device
 from barber.walk.pruning import Pruning
 from barber.walk.report import Report
 from barber.walk.walk import Schedule
@@ -36,7 +36,7 @@ def prune(
     Under torchrun, with a process group, every process takes its share of the samples; all end with the same masks.
 
     Args:
-        model: a causal language model of a supported family.
+        model: a causal language model of a supported family, in memory, its weights plain parameters.
         tokens_NL: calibration samples, integer token ids.
         pattern: what the masks look like, `Unstructured(0.5)` or `NM(2, 4)`; or that of every linear, by name, as
             `allocate` gives them.
@@ -104,6 +104,7 @@ def _check_batch_size(batch_size: int | None) -> None:
 
 
 def _check_inputs(model: PreTrainedModel, tokens_NL: Tensor, pattern: Pattern | Mapping[str, Pattern]) -> None:
+    check_weights(model)
     check_architecture(model, pattern)
     check_tokens(tokens_NL, model.config, "tokens_NL")
     Ranks.present().require_samples(len(tokens_NL))

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from barber.errors import BarberError, UserError
+from barber.errors import BarberError, UserError, in_one_line
 
 log = logging.getLogger("barber")
 
@@ -98,11 +98,11 @@ def _job(config: DictConfig) -> float | None:
             raise SystemExit(exit_code) from error
     except Exception as error:
         log.debug("The run failed.", exc_info=True)
+        exit_code = _say(f"{in_one_line(error)} (run.log has the traceback)", 1)
         _leave_the_word()
-        if not is_one_of_many:
-            raise
-        _say(f"{type(error).__name__}: {error}", 1)
         traceback.clear_frames(error.__traceback__)
+        if not is_one_of_many:
+            raise SystemExit(exit_code) from error
     return None
 
 

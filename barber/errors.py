@@ -1,5 +1,6 @@
 """What can go wrong, by whose fault it is; each error is one sentence that says what would be right."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -27,6 +28,19 @@ class UserError(BarberError, ValueError):
 
 class NumericsError(BarberError):
     """NaN or infinite activations, losses or scores: the run stops, naming the layer and the linear."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong: our own sentence, or the first line of another library's, after the kind of its error."""
+    if isinstance(error, BarberError):
+        return str(error)
+    said = str(error).strip().partition("\n")[0].rstrip()
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error of another library says, without its advice, on one line; its name where it says nothing."""
+    return re.split(r"\.(?: |$)", " ".join(str(error).split()), maxsplit=1)[0] or type(error).__name__
 
 
 @contextmanager

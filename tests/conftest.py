@@ -42,6 +42,7 @@ SLOW = {
     "runtime/test_precision.py": "walks of every family in every precision",
     "test_imports.py": "a fresh Python, every file of the package",
     "walk/test_all_ranks.py": "several processes",
+    "walk/test_checks.py": "peft, which takes seconds to import",
     "walk/test_schedule.py": "every kind of layer walked in two ways; test_walk has the loops",
 }
 

@@ -48,6 +48,7 @@ CONFIGS: dict[str, dict[str, object]] = {
     "ministral": {"head_dim": 8, "sliding_window": 8},
     "mistral": {"sliding_window": 8},
     "olmo": {},
+    "olmo/clipped": {"clip_qkv": 0.5},
     "olmo2": {},
     "olmo3": {"sliding_window": 8, "num_hidden_layers": 4},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},

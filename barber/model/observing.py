@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from barber.runtime.tensors import Tensor
 
@@ -88,19 +90,36 @@ def capturing_inputs(linears: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What a linear was fed and what it gave.
+
+    Args:
+        edge: what autograd takes the gradient by the output with, where it is on: the model may have changed the output
+            in place since (OLMo clips queries, keys and values), and the gradient is by what the linear gave.
+    """
+
+    x: Tensor
+    y: Tensor
+    edge: GradientEdge | None = None
+
+
 @contextmanager
-def observing_outputs(linears: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def observing_outputs(linears: Mapping[str, nn.Module]) -> Iterator[dict[str, Observed]]:
     """Note the input and output of every linear while a block runs inside this context.
 
     With autograd on, the outputs can be differentiated by: the graph begins at the first linears' outputs, so neither
     gradients of weights (they are had per sample from outputs' gradients) nor of the block's input are computed.
     """
-    observed: dict[str, tuple[Tensor, Tensor]] = {}
+    observed: dict[str, Observed] = {}
 
-    def observe(name: str, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if torch.is_grad_enabled() and not output.requires_grad:
-            output.requires_grad_()
-        observed[name] = (args[0].detach(), output)
+    def observe(name: str, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        x, edge = args[0].detach(), None
+        if torch.is_grad_enabled():
+            y = _Begin.apply(y, torch.empty(0, requires_grad=True))  # type: ignore[no-untyped-call]
+            edge = get_gradient_edge(y)
+        observed[name] = Observed(x, y, edge)
+        return y
 
     handles = [
         module.register_forward_hook(lambda _, args, output, name=name: observe(name, args, output))
@@ -111,3 +130,15 @@ def observing_outputs(linears: Mapping[str, nn.Module]) -> Iterator[dict[str, tu
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Begin(torch.autograd.Function):
+    """The same tensor, where a graph goes on or begins; unlike a leaf or a view it may be changed in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, _: Tensor) -> Tensor:
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None

@@ -4,7 +4,6 @@ Every source gives its config first, which is cheap, so that a run is checked be
 """
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from typing import Any, Literal, Protocol
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -30,7 +28,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from barber.errors import UserError
+from barber.errors import UserError, first_sentence
+from barber.model.families import family_of
+from barber.model.folders import check_folder, check_shapes, holds_weights
 from barber.runtime.hub import offline_if_unreachable
 from barber.runtime.tensors import Tensor
 
@@ -80,11 +80,11 @@ class Pretrained:
 
     def config(self) -> PreTrainedConfig:
         if self.local:
-            self._check_folder()
+            check_folder(Path(self.path))
         try:
             with self._hub():
                 config = AutoConfig.from_pretrained(self.path, **self._where())
-        except (OSError, ValueError, StrictDataclassError) as error:
+        except Exception as error:  # whatever its values lead to: numbers that are texts, a division by zero
             raise UserError(self._cannot("config", error), field="path") from error
         assert isinstance(config, PreTrainedConfig)
         return config
@@ -95,19 +95,24 @@ class Pretrained:
         try:
             with self._hub():
                 tokenizer = AutoTokenizer.from_pretrained(self.path, **self._where())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever its files lead to
             raise UserError(self._cannot("tokenizer", error), field="path") from error
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return tokenizer
 
     def load(self) -> PreTrainedModel:
         dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        folder = self._at_hand()
+        if self.local or holds_weights(folder):  # others on the hub transformers has converted there
+            check_folder(folder)
+            config = self.config()
+            check_shapes(folder, skeleton(config), family_of(config).stored_as)
         try:
             with self._hub():
                 model, found = AutoModelForCausalLM.from_pretrained(
                     self.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **self._where()
                 )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise UserError(self._cannot("weights", error), field="path") from error
         if found["missing_keys"]:  # transformers fills them with random numbers
             missing = min(found["missing_keys"])
@@ -116,13 +121,20 @@ class Pretrained:
         return model.eval()
 
     def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
-        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
-        if self.local:
-            return Path(self.path), dtype
+        folder = self._at_hand()
+        check_folder(folder)
+        return folder, None if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    def _at_hand(self) -> Path:
+        """The folder; that of a repository is fetched first."""
+        if self.local or Path(self.path).is_dir():  # as transformers has it
+            return Path(self.path)
+        wanted, others = ["*.safetensors", "*.json"], ["consolidated*", "*/*"]  # of Mistral's own programs, of others
         try:
             with self._hub():
-                files = ["*.safetensors", "*.json"]
-                return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=files)), dtype
+                return Path(
+                    snapshot_download(self.path, revision=self.revision, allow_patterns=wanted, ignore_patterns=others)
+                )
         except (OSError, ValueError) as error:
             raise UserError(self._cannot("weights", error), field="path") from error
 
@@ -135,25 +147,8 @@ class Pretrained:
     def _hub(self) -> AbstractContextManager[None]:
         return nullcontext() if self.local else offline_if_unreachable()
 
-    def _check_folder(self) -> None:
-        folder = Path(self.path)
-        if not folder.is_dir():
-            raise UserError(f"must be a folder with a Hugging Face model; {folder} is not there", field="path")
-        if not (folder / "config.json").is_file():
-            raise UserError(f"must be a folder with a Hugging Face model; {folder} has no config.json", field="path")
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"must hold the weights as safetensors; {folder} has no such file", field="path")
-        for file in files:
-            try:
-                with safe_open(file, framework="pt"):  # reads no weight, and yet finds a file that was cut off
-                    pass
-            except (OSError, SafetensorError) as error:
-                reason = _first_sentence(error)
-                raise UserError(f"must hold the weights as safetensors; {file} is none ({reason})", "path") from error
-
     def _cannot(self, what: str, error: Exception) -> str:
-        reason = _first_sentence(error)
+        reason = first_sentence(error)
         if self.local:
             return f"must be a folder with a Hugging Face model; the {what} in {self.path} cannot be read: {reason}"
         return (
@@ -190,7 +185,7 @@ class RandomModel:
                 f"must be a Hugging Face model type, not {self.model_type!r}", field="model_type"
             ) from error
         except StrictDataclassError as error:
-            reason = _first_sentence(error.__cause__ or error)
+            reason = first_sentence(error.__cause__ or error)
             raise UserError(f"must suit the model type {self.model_type} ({reason})", field="settings") from error
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -214,9 +209,16 @@ class RandomModel:
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config with every weight on the meta device: shapes and names, no memory."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    """The model of a config with every weight on the meta device: shapes and names, no memory.
+
+    Raises:
+        UserError: the config is of no model.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # padding outside of the vocabulary, attention that is not installed
+        raise UserError(f"no model can be built from the config: {first_sentence(error)}") from error
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -234,11 +236,6 @@ def hollow(config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedMod
         registration.remove()
     assert isinstance(model, PreTrainedModel)
     return model
-
-
-def _first_sentence(error: BaseException) -> str:
-    """What an error of another library says, without its advice, on one line."""
-    return re.split(r"\.(?: |$)", " ".join(str(error).split()), maxsplit=1)[0]
 
 
 def untied(model: PreTrainedModel, without: Sequence[str] = ()) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """A model whose decoder layers are on disk, from where one at a time is read."""
 
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +21,12 @@ from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
 from barber.model.difference import Difference
 from barber.model.families import family_of
+from barber.model.folders import check_shapes, files_of, stored_name
 from barber.model.sources import hollow, save_configs, untied
 from barber.model.weights import Stage
 from barber.runtime.tensors import Tensor
+
+log = logging.getLogger("barber")
 
 
 class Streamed:
@@ -166,14 +171,13 @@ class TensorFolder:
     ) -> None:
         self.folder, self._base, self._dtype, self.renamed = folder, base, dtype, dict(renamed or {})
         self._files: dict[str, Path] = {}
-        for file in _files_of_the_model(folder):
+        for file in files_of(folder):
             with safe_open(file, framework="pt") as opened_file:
                 self._files |= dict.fromkeys(opened_file.keys(), file)
 
     def find(self, name: str) -> str | None:
         """A tensor's name in the folder; None where there is no such tensor."""
-        candidates = (name, self.renamed.get(name, name), name.removeprefix(f"{self._base}."), f"{self._base}.{name}")
-        return next((candidate for candidate in candidates if candidate in self._files), None)
+        return stored_name(name, self._files, self._base, self.renamed)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by its name in the model.
@@ -188,6 +192,13 @@ class TensorFolder:
         with safe_open(self._files[stored], framework="pt") as file:
             tensor: Tensor = file.get_tensor(stored)
         return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype is not None else tensor.clone()
+
+    def others(self, model: PreTrainedModel) -> set[str]:
+        """The names of tensors that are not the model's, but for those that transformers is silent about, too."""
+        known = {self.find(name) for name in model.state_dict()}
+        passed_over = ["rotary_emb.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]
+        names = set(self._files) - known
+        return {name for name in names if not any(re.search(pattern, name) for pattern in passed_over)}
 
     def misses(self, name: str) -> UserError:
         """The error of a tensor that is not there."""
@@ -209,11 +220,12 @@ def opened(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | None) ->
         dtype: of the weights; None: the config's.
 
     Raises:
-        UserError: a tensor is missing.
+        UserError: a tensor is missing, or of another shape.
     """
     dtype = dtype or config.dtype
-    model = hollow(config, dtype)
-    source = TensorFolder(folder, model.base_model_prefix, dtype, family_of(config).stored_as)
+    model, renamed = hollow(config, dtype), family_of(config).stored_as
+    check_shapes(folder, model, renamed)
+    source = TensorFolder(folder, model.base_model_prefix, dtype, renamed)
     layers = Decoder(model).layers
     missing: set[str] = set()
     for name, tensor in model.state_dict().items():
@@ -232,19 +244,9 @@ def opened(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | None) ->
         model.generation_config = GenerationConfig.from_pretrained(folder)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if others := source.others(model):
+        log.warning("%s has %d tensors that the model has no place for, such as %s.", folder, len(others), min(others))
     return model.eval(), source
-
-
-def _files_of_the_model(folder: Path) -> list[Path]:
-    """Those that transformers reads: one file, or those that its index names; other files may lie beside them."""
-    if (single := folder / "model.safetensors").is_file():
-        return [single]
-    if (index := folder / "model.safetensors.index.json").is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if absent := [name for name in sorted(names) if not (folder / name).is_file()]:
-            raise UserError(f"must hold the files that {index} names; {absent[0]} is not there", field="path")
-        return [folder / name for name in sorted(names)]
-    return sorted(folder.glob("*.safetensors"))
 
 
 def _bytes_of_tensors(file: Path) -> int:

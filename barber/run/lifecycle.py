@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from barber.errors import BarberError
+from barber.errors import BarberError, in_one_line
 from barber.run.record import RunRecord
 from barber.run.tracking import Tracking
 
@@ -40,7 +40,7 @@ def recorded(record: RunRecord, folder: Path, tracking: Tracking, leads: bool) -
         finish(message)
         raise BarberError(message) from error
     except BaseException as error:
-        finish(str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}")
+        finish(in_one_line(error))
         raise
     finally:
         tracking.finish(record)

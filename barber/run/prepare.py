@@ -52,7 +52,9 @@ def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Pat
     with within("model"):
         config = experiment.model.config()
     family_of(config)  # before transformers builds the model: of others it has warnings and errors of its own
-    check_architecture(skeleton(config), experiment.pattern)
+    with within("model"):
+        model = skeleton(config)
+    check_architecture(model, experiment.pattern)
     with within("model"):
         tokenizer = experiment.model.tokenizer()
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

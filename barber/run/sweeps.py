@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from barber.errors import BarberError, UserError
+from barber.errors import UserError, in_one_line
 from barber.evals.results import StageResults
 from barber.run.display import console, headline
 from barber.run.reading import successful
@@ -75,7 +75,7 @@ def carry_out(
         note("failed", "interrupted")
         raise
     except BaseException as error:
-        note("failed", str(error) if isinstance(error, BarberError) else f"{type(error).__name__}: {error}")
+        note("failed", in_one_line(error))
         raise
     note("done")
     return record.results

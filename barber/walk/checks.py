@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from barber.errors import UserError, within
@@ -78,6 +79,46 @@ def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, P
                 f"pattern.m must divide the inputs of every linear; {linear.name} has {inputs}, "
                 f"which {one.m} does not divide"
             )
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse a model in memory whose weights are not its modules' own plain parameters: to set them would not stay, or
+    not be what the model computes with.
+
+    Raises:
+        UserError: an adapter inside, a weight made of others at every forward, quantised or offloaded weights.
+    """
+    for name, module in model.named_modules():
+        if _made_by(module, "peft"):
+            raise UserError(
+                f"model must have no adapter inside, but {name or 'it'} is {type(module).__name__} of peft; merge the "
+                "adapter first (merge_and_unload of peft), or remove it"
+            )
+        hooks = module._forward_pre_hooks.values()
+        if is_parametrized(module) or any(_made_by(hook, "torch.nn.utils") for hook in hooks):
+            raise UserError(
+                f"model must have its weights as they are, but {name} makes one of others at every forward; first call "
+                "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
+            )
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or len(places) > 1:
+            raise UserError(
+                f"model must be in memory and on one device, but {name if parameter.is_meta else 'it'} is offloaded or "
+                "elsewhere; load it without device_map, and let device= say where to compute"
+            )
+        kind = type(parameter.data).__name__
+        if kind != "Tensor" or not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+            raise UserError(
+                f"model must have plain weights, but {name} is a {kind} of {parameter.dtype}; dequantise it first"
+            )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise UserError("model must have plain weights, but it is quantised; dequantise it first (model.dequantize())")
+
+
+def _made_by(thing: object, package: str) -> bool:
+    """Whether a class comes from a package or from a module in it."""
+    return f"{type(thing).__module__}.".startswith(f"{package}.")
 
 
 def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_key: str | None = None) -> None:

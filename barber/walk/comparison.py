@@ -10,15 +10,13 @@ from barber.methods.statistics import InputStatistic, MeanSquaredGradient
 from barber.model.blocks import Block, Call, Linear
 from barber.model.driver import Stream
 from barber.model.families import PHASES
-from barber.model.observing import AllFed, observing_outputs
+from barber.model.observing import AllFed, Observed, observing_outputs
 from barber.runtime.tensors import Tensor, by_sample
 from barber.walk.passes import Passes
 from barber.walk.work import LayerWork, Stage, require_all_fed, sample_losses
 
 INITIAL_LOSS = "the loss with the initial mask"
 
-# The input and the output of every linear, by name.
-Observed = dict[str, tuple[Tensor, Tensor]]
 Observing = AbstractContextManager[dict[str, InputStatistic]]
 
 
@@ -86,7 +84,7 @@ class Comparison:
         """
         passes, work, block = self.passes, self.work, self.block
         keeps = passes.keep_graphs
-        kept: list[tuple[Call, Tensor, Observed]] = []
+        kept: list[tuple[Call, Tensor, dict[str, Observed]]] = []
         with block.using(work.dense_OI, passes.gradient), observing() as statistics:
             for batch, call in self.stream.calls(work.index):
                 with passes.stopwatch("compare" if keeps else "statistics"), suppress(AllFed):
@@ -111,15 +109,15 @@ class Comparison:
         with self.block.using(self.work.dense_OI, passes.gradient):
             for batch, call in self.stream.calls(self.work.index):
                 _, _, observed = self._run_dense(batch, call, with_gradient=False)
-                for name, tensors in observed.items():
-                    for tensor in tensors:
+                for name, one in observed.items():
+                    for tensor in (one.x, one.y):
                         passes.checks.order({f"{name}: its input or output": tensor})
         return passes.checks.first_failed()
 
     def _done(self, batch: slice) -> list[Tensor]:
         return self.stream.done(self.work.rebuilt, batch)
 
-    def _run_dense(self, batch: slice, call: Call, with_gradient: bool) -> tuple[Call, Tensor, Observed]:
+    def _run_dense(self, batch: slice, call: Call, with_gradient: bool) -> tuple[Call, Tensor, dict[str, Observed]]:
         """Run the layer as far as the block, whose weights are dense: the block's call, its output, its linears."""
         passes = self.passes
         with self._observing(with_gradient) as observed:
@@ -128,27 +126,27 @@ class Comparison:
         return block_call, y_dense, observed
 
     @contextmanager
-    def _observing(self, with_gradient: bool) -> Iterator[Observed]:
+    def _observing(self, with_gradient: bool) -> Iterator[dict[str, Observed]]:
         modules = {linear.name: linear.module for linear in self.block.linears}
         with torch.set_grad_enabled(with_gradient), observing_outputs(modules) as observed:
             yield observed
 
-    def _take_in(self, batch: slice, y_sparse: Tensor, y_dense: Tensor, observed: Observed) -> None:
+    def _take_in(self, batch: slice, y_sparse: Tensor, y_dense: Tensor, observed: dict[str, Observed]) -> None:
         """Add a batch, and put its outputs down; the block has its dense weights."""
         passes, num_samples = self.passes, batch.stop - batch.start
         with passes.stopwatch("compare"), torch.set_grad_enabled(self.with_gradient):
             loss_B = sample_losses(y_dense, y_sparse, num_samples)
             gradients: Sequence[Tensor] = ()
             if self.with_gradient:
-                outputs = [output for _, output in observed.values()]
-                gradients = torch.autograd.grad(loss_B, outputs, grad_outputs=torch.ones_like(loss_B))
+                edges = [one.edge for one in observed.values() if one.edge]
+                gradients = torch.autograd.grad(loss_B, edges, grad_outputs=torch.ones_like(loss_B))
         with passes.stopwatch("squared gradients"):
-            for (name, (x, _)), gradient in zip(observed.items(), gradients, strict=self.with_gradient):
+            for (name, one), gradient in zip(observed.items(), gradients, strict=self.with_gradient):
                 squared = self._squared.setdefault(name, MeanSquaredGradient(passes.num_samples))
-                squared.add(by_sample(x.to(gradient.dtype), num_samples), by_sample(gradient, num_samples))
+                squared.add(by_sample(one.x.to(gradient.dtype), num_samples), by_sample(gradient, num_samples))
         if not self._stages:
             self._stages = _stages(self.block, observed)
-            ends = (name for name, (_, y) in observed.items() if y.data_ptr() == y_dense.data_ptr())
+            ends = (name for name, one in observed.items() if one.y.data_ptr() == y_dense.data_ptr())
             self._last = next(ends, None)
         self._loss_N.append(loss_B.detach())
         assert self.work.targets is not None
@@ -168,13 +166,13 @@ class Comparison:
         return Compared(self._stages, self._last, self._loss_N, gradient_OI)
 
 
-def _stages(block: Block, observed: Observed) -> list[Stage]:
+def _stages(block: Block, observed: dict[str, Observed]) -> list[Stage]:
     """The linears that share an input, in the order in which they ran; those together that the family knows to be fed
     before any of them has answered.
     """
     inputs: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
-    for name, (x, _) in observed.items():
-        inputs.setdefault((x.data_ptr(), x.shape, x.stride()), []).append(name)
+    for name, one in observed.items():
+        inputs.setdefault((one.x.data_ptr(), one.x.shape, one.x.stride()), []).append(name)
     phases = {linear.name: _phase(linear) for linear in block.linears}
     if None in phases.values():
         return [Stage([names]) for names in inputs.values()]

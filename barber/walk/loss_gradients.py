@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
 from barber.methods.statistics import MeanSquaredGradient
@@ -106,13 +107,13 @@ def _differentiate(
     modules = {linear.name: linear.module for linear in layer.linears}
     with torch.enable_grad(), observing_outputs(modules) as observed:
         y_BLD = layer.run(call)
-    wanted = [output for _, output in observed.values()]
+    wanted = [one.edge for one in observed.values() if one.edge]
     if call.x.requires_grad:
-        wanted.append(call.x)
+        wanted.append(get_gradient_edge(call.x))
     gradients = torch.autograd.grad(y_BLD, wanted, grad_outputs=by_output(y_BLD.detach()).to(y_BLD.dtype))
     num_samples = len(call.x)
-    for (name, (x, _)), gradient in zip(observed.items(), gradients, strict=False):
-        squared[name].add(by_sample(x.to(gradient.dtype), num_samples), by_sample(gradient, num_samples))
+    for (name, one), gradient in zip(observed.items(), gradients, strict=False):
+        squared[name].add(by_sample(one.x.to(gradient.dtype), num_samples), by_sample(gradient, num_samples))
     return gradients[-1] if call.x.requires_grad else None
 
 

@@ -79,9 +79,9 @@ class BlockTrial:
         with torch.enable_grad(), observing_outputs(modules) as observed:
             _, y = work.layer.run_block(work.rebuilt, passes.cast(call), done)
             loss = sample_losses(y, self._target(batch, follow), 1)[0]
-            gradients = torch.autograd.grad(loss, [output for _, output in observed.values()])
-        for (name, (x, _)), gradient in zip(observed.items(), gradients, strict=True):
-            product_OI = (gradient.flatten(0, -2).T @ x.flatten(0, -2).to(gradient.dtype)).float()
+            gradients = torch.autograd.grad(loss, [one.edge for one in observed.values() if one.edge])
+        for (name, one), gradient in zip(observed.items(), gradients, strict=True):
+            product_OI = (gradient.flatten(0, -2).T @ one.x.flatten(0, -2).to(gradient.dtype)).float()
             sums_OI[name] = sums_OI[name] + product_OI if name in sums_OI else product_OI
         return loss.detach().double()
 

@@ -292,7 +292,7 @@ WITH_TOKENS = f"{TINY} evals=perplexity evals/text=tokens"
 FILES = {
     "model.path=nowhere": "{} must be a folder with a Hugging Face model; nowhere is not there",
     "model.path=no_config": "{} must be a folder with a Hugging Face model; no_config has no config.json",
-    "model.path=pickled": "{} must hold the weights as safetensors; pickled has no such file",
+    "model.path=pickled": "{} must hold the weights as safetensors; pickled has neither model.safetensors nor ...",
     "model.path=cut_off": "{} must hold the weights as safetensors; cut_off/model.safetensors is none (...)",
     "model.path=???": "{} has to be given: model.path=VALUE",
     "calibration.path=???": "{} has to be given: calibration.path=VALUE",

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from barber import NM, Barber, Wanda, prune
 from barber.data.calibration import CalibrationSet
+from barber.run import runner
 from barber.run.tracking import Wandb
 from tests import tiny
 from tests.cli.running import (
@@ -309,6 +310,23 @@ def test_steps_an_update_and_an_allocation_go_together(tmp_path: Path) -> None:
     assert sum(weight.numel() for weight in weights.values()) == total
     assert len({round(line["sparsity"], 3) for line in layers_of(tmp_path / "out")}) > 1
     assert record["sparsity"]["exchanges"] > 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_another_library_says_is_one_line_and_its_traceback_is_in_the_log(
+    several: bool, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Error(s) in loading LlamaDecoderLayer:\n\tsize mismatch")
+
+    monkeypatch.setattr(runner, "prepare", fail)
+    sentence = "RuntimeError: Error(s) in loading LlamaDecoderLayer:"
+    result = barber(*(["-m", f"hydra.sweep.dir={tmp_path}"] if several else []), *command(inputs, tmp_path))
+    assert (result.code, result.err) == (1, f"barber: {sentence} (run.log has the traceback)\n")
+    (record,) = tmp_path.rglob("record.json")
+    assert record_of(record.parent)["error"] == sentence
+    assert "\tsize mismatch" in record_of(record.parent)["traceback"]
+    assert "Traceback" in (record.parent / "run.log").read_text(encoding="utf-8")
 
 
 @pytest.fixture

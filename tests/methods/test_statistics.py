@@ -38,7 +38,7 @@ class Gated(nn.Module):
         self.down = nn.Linear(OUTPUTS, INPUTS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.sigmoid(self.gate(x)) * self.up(x))
+        return self.down(torch.sigmoid(self.gate(x)) * self.up(x).clamp_(-0.5, 0.5))  # in place, as OLMo does
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:
@@ -193,10 +193,9 @@ def test_observed_outputs_give_the_gradients_of_autograd(batch_size: int) -> Non
             parameter.requires_grad_(False)
         with observing_outputs(linears(module)) as observed:
             loss_B = (module(batch) - target_batch).square().mean(dim=(1, 2))
-        outputs = [output for _, output in observed.values()]
-        gradients = torch.autograd.grad(loss_B.sum(), outputs)
-        for (name, (seen, _)), gradient in zip(observed.items(), gradients, strict=True):
-            squared[name].add(seen, gradient)
+        gradients = torch.autograd.grad(loss_B.sum(), [one.edge for one in observed.values()])
+        for (name, one), gradient in zip(observed.items(), gradients, strict=True):
+            squared[name].add(one.x, gradient)
 
     def loss(pair: torch.Tensor) -> torch.Tensor:
         return (module(pair[0]) - pair[1]).square().mean()

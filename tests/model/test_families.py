@@ -159,6 +159,8 @@ def check_attention(
             made = norm(made.unflatten(2, (-1, norm.weight.numel()))).flatten(2)
         if model.config.model_type == "opt" and role == "query":
             made = made * block.heads.dim**-0.5
+        if (limit := getattr(model.config, "clip_qkv", None)) is not None:
+            made = made.clamp(-limit, limit)
         expected = seen[role].transpose(1, 2).flatten(2)
         tokens = slice(None) if role == "value" else slice(0, 1)
         torch.testing.assert_close(made[:, tokens], expected[:, tokens], rtol=1e-4, atol=1e-5)

@@ -241,8 +241,9 @@ class Look:
         return {name: Rebuilt(linear, torch.tensor(0), linear.weight_OI) for name, linear in block.pruned.items()}
 
 
-def test_a_block_that_is_tried_has_the_loss_and_the_gradient_of_autograd() -> None:
-    look, dense, sparse = Look(), tiny.model("llama"), tiny.model("llama")
+@pytest.mark.parametrize("family", ["llama", "olmo/clipped"])
+def test_a_block_that_is_tried_has_the_loss_and_the_gradient_of_autograd(family: str) -> None:
+    look, dense, sparse = Look(), tiny.model(family), tiny.model(family)
     report = prune(sparse, tiny.tokens(), pattern=PATTERN, pruner=Wanda(), rebuild=look, batch_size=4)
     assert len(report.blocks) == len(look.found) == 4
     for block, (first, found) in zip(report.blocks, look.found.items(), strict=True):
