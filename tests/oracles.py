@@ -30,10 +30,9 @@ def lowest_of_cells(row: Sequence[float], n: int, m: int) -> list[bool]:
     return [gone for start in range(0, len(row), m) for gone in lowest(row[start : start + m], m - n)]
 
 
-def up_to_threshold(scores: Sequence[float], sparsity: float) -> list[bool]:
-    """Prune every score that is not above the one at index int(number * sparsity) of the ascending sort."""
-    threshold = sorted(scores)[int(len(scores) * sparsity)]
-    return [score <= threshold for score in scores]
+def lowest_with_the_next(scores: Sequence[float], sparsity: float) -> list[bool]:
+    """Prune all up to index int(number * sparsity) of the ascending sort: one more than the share."""
+    return lowest(scores, int(len(scores) * sparsity) + 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,10 +167,10 @@ def lowest_of_rows(score_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
 
 
 def lowest_of_all(score_OI: np.ndarray, sparsity: Sparsity) -> np.ndarray:
-    """Prune all scores up to the threshold of the whole matrix, or the lowest of every cell."""
+    """Prune the lowest scores of the whole matrix and one more, or the lowest of every cell."""
     if sparsity.m is not None:
         return _prune_cells(score_OI, sparsity)
-    return np.array(up_to_threshold(score_OI.flatten().tolist(), sparsity.ratio)).reshape(score_OI.shape)
+    return np.array(lowest_with_the_next(score_OI.flatten().tolist(), sparsity.ratio)).reshape(score_OI.shape)
 
 
 def _prune_cells(score: np.ndarray, sparsity: Sparsity) -> np.ndarray:
@@ -202,7 +201,7 @@ def sparsegpt(
         ahead = np.arange(j, min(j + block_size, width) if sparsity.m is None else j + sparsity.m)
         if sparsity.m is None and j % block_size == 0:
             score = weight[:, ahead] ** 2 / np.diag(inverse)[ahead] ** 2
-            chosen = up_to_threshold(score.flatten().tolist(), sparsity.ratio)
+            chosen = lowest_with_the_next(score.flatten().tolist(), sparsity.ratio)
             mask[:, ahead] = np.array(chosen).reshape(score.shape)
         if sparsity.m is not None and j % sparsity.m == 0:
             mask[:, ahead] = _prune_cells(weight[:, ahead] ** 2 / np.diag(inverse)[ahead] ** 2, sparsity)

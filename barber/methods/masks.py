@@ -43,16 +43,6 @@ def order_evenly(score_GM: Tensor) -> Tensor:
     return torch.empty_like(member_GM).scatter_(1, member_GM, rank_M * len(score_GM) + place_GM)
 
 
-def at_most_the(index: int, score_GM: Tensor) -> Tensor:
-    """Mark every score up to and including the one at 0-based `index` of its group's ascending order.
-
-    That is one more than `index`, and more where scores tie: the threshold rule of magnitude pruning and of
-    SparseGPT's blocks of columns.
-    """
-    threshold_G1 = score_GM.kthvalue(index + 1, dim=1, keepdim=True).values
-    return score_GM <= threshold_G1
-
-
 def exchange(score_GM: Tensor, pruned_GM: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Exchange pruned weights of high score for kept weights of low score, inside every group.
 
@@ -136,17 +126,26 @@ def _lowest(score_GM: Tensor, count_G: Tensor) -> Tensor:
 
 def _up_to(score_GM: Tensor, threshold_G1: Tensor, count_G: Tensor) -> Tensor:
     """Mark the `count` lowest scores of every group, of which the threshold is the highest."""
-    below_GM, tied_GM = score_GM < threshold_G1, score_GM == threshold_G1
-    room_G1 = (count_G - below_GM.sum(dim=1))[:, None]
-    return below_GM | tied_GM & (tied_GM.cumsum(dim=1, dtype=torch.int32) <= room_G1)
+    marked_GM = score_GM <= threshold_G1
+    surplus_G = marked_GM.sum(dim=1, dtype=torch.int32) - count_G
+    if _at_hand(score_GM) and not (surplus_G > 0).any():
+        return marked_GM
+    tied_GM = score_GM == threshold_G1
+    rank_GM = tied_GM.cumsum(dim=1, dtype=torch.int32)  # from 1
+    return marked_GM & ~(tied_GM & (rank_GM > rank_GM[:, -1:] - surplus_G[:, None]))
 
 
 def _kth_lowest(score_GM: Tensor, k_G: Tensor) -> Tensor:
     """The k-th lowest score of every group, k from 1; minus infinity for k = 0: (G, 1)."""
-    if score_GM.device.type == "cpu":
+    if _at_hand(score_GM):
         most = max(1, int(k_G.max()))
         ordered_GM = score_GM.topk(most, dim=1, largest=False).values
-    else:  # the largest k would have to be waited for
+    else:
         ordered_GM = score_GM.sort(dim=1).values
     kth_G1 = ordered_GM.gather(1, (k_G - 1).clamp(min=0)[:, None])
     return kth_G1.masked_fill(k_G[:, None] == 0, -torch.inf)
+
+
+def _at_hand(tensor: Tensor) -> bool:
+    """Whether its values may be looked at: a device would have to be waited for."""
+    return tensor.device.type == "cpu"

@@ -37,11 +37,13 @@ class Unstructured:
         return masks.lowest(score_OI, int(score_OI.shape[1] * self.sparsity))
 
     def prune_whole(self, score_OI: Tensor) -> Tensor:
-        """The mask that prunes all scores up to the one at index int(numel * sparsity) of the whole matrix."""
-        if self.sparsity == 0:  # the threshold rule would take one weight even here
-            return score_OI.isnan()
-        score_1M = score_OI.reshape(1, -1)
-        return masks.at_most_the(int(score_1M.shape[1] * self.sparsity), score_1M).view_as(score_OI)
+        """The mask that prunes the int(numel * sparsity) + 1 lowest scores of the whole matrix; none where it is 0.
+
+        Published code prunes what is not above the score at index int(numel * sparsity) of the ascending sort: one more
+        than the share, and all that ties with it besides, which of weights in few bits are many. Here ties are left.
+        """
+        count = int(score_OI.numel() * self.sparsity) + 1 if self.sparsity else 0
+        return masks.lowest(score_OI.reshape(1, -1), count).view_as(score_OI)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from barber.walk.initial import InitialMasks
 
 log = logging.getLogger("barber")
 
+# One more whenever a pruner chooses other masks: what was kept before is not found any more.
+_FORMAT = 2
+
 
 @contextmanager
 def initial_masks(
@@ -42,7 +45,8 @@ def initial_masks(
     dense = inputs.evaluation.dense if inputs.evaluation is not None else None
     with weights.showing("dense"):
         facts = (dense or ResultCache(cache, model, inputs.device, weights)).facts
-    facts = facts | {"calibration": calibration.digest, "pruner": repr(pruner), "pattern": repr(experiment.pattern)}
+    facts = facts | {"initial": _FORMAT, "calibration": calibration.digest}
+    facts |= {"pruner": repr(pruner), "pattern": repr(experiment.pattern)}
     facts |= {"precision": record.machine.precision, "batch_size": record.machine.batch_size}
     if isinstance(pattern, Mapping):
         facts |= {"patterns": {name: str(one) for name, one in pattern.items()}}

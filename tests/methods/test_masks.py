@@ -33,26 +33,12 @@ seeds = st.integers(0, 2**32 - 1).map(lambda seed: torch.Generator().manual_seed
 Case = tuple[torch.Tensor, torch.Tensor]
 
 
-class Elsewhere(torch.Tensor):
-    """A tensor that says it were on a GPU."""
-
-    device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
-
-
 @pytest.fixture(params=["cpu", "elsewhere"], scope="module", autouse=True)
 def kind_of_device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Thresholds as they are found on a CPU, and as they are found on all other devices."""
-    if request.param == "cpu":
-        yield "cpu"
-        return
-    kth_lowest = masks._kth_lowest
-
-    def elsewhere(score_GM: torch.Tensor, k_G: torch.Tensor) -> torch.Tensor:
-        return kth_lowest(score_GM.as_subclass(Elsewhere), k_G).as_subclass(torch.Tensor)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "_kth_lowest", elsewhere)
-        yield "elsewhere"
+        patch.setattr(masks, "_at_hand", lambda _: request.param == "cpu")
+        yield request.param
 
 
 @st.composite
@@ -136,14 +122,6 @@ def test_scores_are_marked_evenly_in_an_order(score: torch.Tensor) -> None:
         assert marked.sum() == total
         number = marked.sum(dim=1)
         assert number.max() - number.min() <= 1
-
-
-@QUICK
-@given(score_matrices(), st.data())
-def test_at_most_the_prunes_everything_up_to_the_threshold(score: torch.Tensor, data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, score.shape[1] - 1))
-    expected = [[value <= sorted(row)[index] for value in row] for row in score.tolist()]
-    assert masks.at_most_the(index, score).tolist() == expected
 
 
 @QUICK
@@ -254,18 +232,8 @@ def test_scores_that_are_no_numbers_end_in_a_mask_too() -> None:
         for bad_OI in (score_OI.masked_fill(score_OI > 0.7, value), torch.full_like(score_OI, value)):
             for mask in (
                 masks.lowest(bad_OI, 8),
-                masks.at_most_the(8, bad_OI),
                 masks.exchange(bad_OI, pruned_OI, 0.5)[0],
                 masks.exchange_cells_by_row(bad_OI, pruned_OI, 0.5, 4)[0],
                 masks.exchange_inside_cells(bad_OI, pruned_OI, 0.5, 4)[0],
             ):
                 assert (mask.shape, mask.dtype) == (pruned_OI.shape, torch.bool)
-
-
-def test_only_a_cpu_is_asked_for_the_largest_k(kind_of_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the tests above have taken both ways."""
-    topk = torch.Tensor.topk
-    asked = []
-    monkeypatch.setattr(torch.Tensor, "topk", lambda *args, **kwargs: asked.append(1) or topk(*args, **kwargs))
-    masks.exchange(torch.rand(3, 8), torch.rand(3, 8) > 0.5, 0.5)
-    assert bool(asked) == (kind_of_device == "cpu")

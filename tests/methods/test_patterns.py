@@ -34,14 +34,15 @@ def test_unstructured_rows_lose_the_lowest_share_of_each(score: torch.Tensor, sp
 
 @QUICK
 @given(matrices(), ratios.filter(bool))
-def test_unstructured_whole_loses_all_up_to_the_threshold(score: torch.Tensor, sparsity: float) -> None:
-    expected = oracles.up_to_threshold(score.flatten().tolist(), sparsity)
+def test_unstructured_whole_loses_the_lowest_share_and_one_more(score: torch.Tensor, sparsity: float) -> None:
+    expected = oracles.lowest_with_the_next(score.flatten().tolist(), sparsity)
     assert Unstructured(sparsity).prune_whole(score).flatten().tolist() == expected
 
 
-def test_the_threshold_takes_one_more_than_the_share() -> None:
-    """As in the published code: the score at the threshold goes too."""
-    assert Unstructured(0.5).prune_whole(torch.rand(4, 8, generator=torch.Generator().manual_seed(0))).sum() == 17
+@pytest.mark.parametrize("scores", [torch.rand(4, 8), torch.ones(4, 8)], ids=["different", "equal"])
+def test_the_threshold_takes_one_more_than_the_share_and_no_ties_besides(scores: torch.Tensor) -> None:
+    """As in the published code the score at the threshold goes too."""
+    assert Unstructured(0.5).prune_whole(scores).sum() == 17
 
 
 def test_no_sparsity_prunes_nothing() -> None:

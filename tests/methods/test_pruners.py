@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ import torch
 
 from barber.errors import NumericsError
 from barber.methods.block import Pruned
-from barber.methods.patterns import NM, Pattern, Unstructured
+from barber.methods.patterns import NM, Exactly, Granularity, Pattern, Unstructured
 from barber.methods.pruners import GBLM, RIA, Magnitude, Pruner, Random, SparseGPT, Wanda, WandaPlus
+from barber.methods.rebuild import Barber, DSnoT, Rebuild, Swaps
+from barber.methods.statistics import InputStatistic
+from barber.methods.updates import ALPS
 from tests import oracles
 from tests.states import state
 
@@ -43,15 +47,21 @@ def gradients(num_samples: int, size: float, shape: tuple[int, int] = (12, 24)) 
     return each_NOI * torch.rand(shape, generator=generator) * size
 
 
+def statistic_of(kind: type[InputStatistic] | None, x_NLI: torch.Tensor) -> torch.Tensor:
+    """The mean over samples of a statistic of the inputs; empty where none is asked for."""
+    if kind is None:
+        return torch.empty(0)
+    statistic = kind(len(x_NLI))
+    statistic.add(x_NLI.flatten(0, 1))
+    return statistic.value()
+
+
 def prune(
     pruner: Pruner, weight_OI: torch.Tensor, x_NLI: torch.Tensor, pattern: Pattern, g_NOI: torch.Tensor | None = None
 ) -> Pruned:
     """Prune as the walk does: means over samples of the inputs' statistic and of the squared gradients."""
-    inputs, gradient_OI = {}, {} if g_NOI is None else {"linear": g_NOI.square().mean(dim=0)}
-    if pruner.statistic is not None:
-        statistic = pruner.statistic(len(x_NLI))
-        statistic.add(x_NLI.flatten(0, 1))
-        inputs["linear"] = statistic.value()
+    inputs = {"linear": statistic_of(pruner.statistic, x_NLI)}
+    gradient_OI = {} if g_NOI is None else {"linear": g_NOI.square().mean(dim=0)}
     known = state({"linear": weight_OI}, pattern, inputs=inputs, gradient_OI=gradient_OI)
     return pruner.prune(known)["linear"]
 
@@ -131,6 +141,50 @@ def test_a_dense_weight_is_left_alone_and_a_transposed_one_pruned_alike(pruner: 
     assert torch.equal(weight, before)
     assert torch.equal(straight.mask_OI, transposed.mask_OI)
     torch.testing.assert_close(straight.weight_OI, transposed.weight_OI)
+
+
+#: Weights of few values, which tie: the float formats and grids that models come in.
+FEW_VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "bfloat16": lambda w: w.bfloat16().float(),
+    "4 bits": lambda w: (w * 7 / w.abs().max()).round(),
+    "ternary": lambda w: w.round().clamp(-1, 1),
+    "binary": torch.sign,
+}
+EXCHANGES: list[Rebuild] = [
+    *(Barber(1.0, granularity) for granularity in get_args(Granularity)),
+    Swaps(),
+    DSnoT(),
+    ALPS(),
+]
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.3), NM(2, 4), Exactly(100)], ids=str)
+@pytest.mark.parametrize("kind", FEW_VALUES)
+def test_as_many_weights_go_as_are_to_however_many_tie(kind: str, pattern: Pattern) -> None:
+    weight, x = linear()
+    weight, g_NOI = FEW_VALUES[kind](weight), gradients(len(x), size=0.01)
+    for pruner in [Random(), Wanda(), RIA(), *BY_GRADIENT, Magnitude(), RIA(compare="matrix"), SparseGPT(block_size=8)]:
+        pruned = prune(pruner, weight, x, pattern, g_NOI)
+        groups = pruned.mask_OI.view(-1, pattern.m) if isinstance(pattern, NM) else pruned.mask_OI
+        if isinstance(pattern, NM):
+            assert (groups.sum(dim=1) == 2).all()
+        elif isinstance(pattern, Exactly):
+            assert groups.sum() == 100
+        elif isinstance(pruner, SparseGPT):
+            assert (groups.view(12, 3, 8).sum(dim=(0, 2)) == int(96 * 0.3) + 1).all()
+        elif pruner in (Magnitude(), RIA(compare="matrix")):
+            assert groups.sum() == int(288 * 0.3) + 1
+        else:
+            assert (groups.sum(dim=1) == int(24 * 0.3)).all()
+        if pruner == Magnitude() and not isinstance(pattern, NM):
+            lowest = weight.abs().flatten().argsort(stable=True)[: groups.sum()]
+            assert torch.equal(groups.flatten().nonzero().flatten(), lowest.sort().values)
+        for step in EXCHANGES:
+            if not (isinstance(pattern, NM) and isinstance(step, Barber) and step.granularity != "output"):
+                inputs = {"linear": statistic_of(step.needs.statistic, x)}
+                known = {"inputs": inputs, "gradient_OI": {"linear": g_NOI.square().mean(dim=0)}}
+                after = step.rebuild(state({"linear": weight}, pattern, {"linear": pruned}, **known))["linear"]
+                assert after.pruned.mask_OI.sum() == groups.sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
