@@ -99,6 +99,10 @@ class Evaluation:
         if self.zero_shot is not None:
             if tokenizer is None:
                 raise UserError("needs a tokenizer and the model has none", field="zero_shot")
+            if not tokenizer.encode("a question"):
+                raise UserError(
+                    "needs a tokenizer that knows words; that of the model makes nothing of a text", "zero_shot"
+                )
             with within("zero_shot"):
                 tasks = self.zero_shot.prepare(out)
         return Prepared(self, tokenizer, windows, tasks, cache)

@@ -121,6 +121,8 @@ class ZeroShotResult:
         mean_acc: mean accuracy of what was asked for, `mean_of`; None: something of it has no accuracy.
         limit: only the first so many documents of every task were asked; None: all.
         lm_eval: the harness's version.
+        prompts: that went through the model, one an answer; None: kept before they were counted.
+        prompts_cut: how many of them were longer than the model and lost their beginning.
         cached: as that of `PerplexityResult`.
     """
 
@@ -129,6 +131,8 @@ class ZeroShotResult:
     mean_of: tuple[str, ...] | None
     limit: int | None
     lm_eval: str
+    prompts: int | None = None
+    prompts_cut: int | None = None
     cached: str | None = None
 
 

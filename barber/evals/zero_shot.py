@@ -1,6 +1,7 @@
 """Accuracy on multiple-choice and other tasks, by EleutherAI's lm-eval harness on the model in memory."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.datasets import DEFAULT_FOLDER
 from barber.errors import BarberError, UserError
+from barber.evals.harness import harness
 from barber.evals.results import TaskResult, ZeroShotResult
 from barber.evals.tasks import TaskFolder, Tasks, digest, load_tasks, reason
 from barber.evals.watch import Watch
 from barber.runtime.hub import reachable
+
+log = logging.getLogger("barber")
 
 SEVEN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 
@@ -69,6 +73,7 @@ class ZeroShot:
         return {
             "tokenizer": digest([tokenizer.get_vocab(), tokenizer.special_tokens_map, _rules(tokenizer)]),
             "lm_eval": version("lm-eval"),
+            "logits": "finite",
             "num_fewshot": self.num_fewshot,
             "batch_size": self.batch_size,
             "limit": self.limit,
@@ -81,24 +86,28 @@ class ZeroShot:
         """Run the tasks on a model that has been placed.
 
         Raises:
+            NumericsError: the model's logits are NaN or infinite.
             BarberError: lm-eval failed.
         """
         from lm_eval.evaluator import evaluate
-        from lm_eval.models.huggingface import HFLM
 
         # a copy: lm-eval gives the tokenizer a padding token, which is not to be exported
         own = copy.deepcopy(tokenizer)
-        # lm-eval does not do without such a token, though only a question without a context would begin with it
-        prefix = 0 if own.bos_token_id is None and own.eos_token_id is None else None
-        harness = HFLM(pretrained=model, tokenizer=own, batch_size=self.batch_size, prefix_token_id=prefix)
         try:
             for task in tasks.loaded["tasks"].values():
                 # that of lm-eval's own command line; anew, for every stage to be shown the same examples
                 task.set_fewshot_seed(seed=1234)
-            with _bars(watch):
-                found = evaluate(lm=harness, task_dict=tasks.loaded, limit=self.limit, log_samples=False)
+            with _bars(watch), harness(model, own, self.batch_size) as (lm, prompts):
+                found = evaluate(lm=lm, task_dict=tasks.loaded, limit=self.limit, log_samples=False)
+        except BarberError:
+            raise
         except Exception as error:
             raise BarberError(f"lm-eval failed on {', '.join(self.tasks)}: {reason(error)}") from error
+        if prompts.cut:
+            log.warning(
+                "%d of %d prompts are longer than the %d tokens of the model: lm-eval has cut off their beginnings.",
+                *(prompts.cut, prompts.asked, prompts.longest),
+            )
         assert found is not None
         results = {
             name: self._result(name, found["results"][name], found, tasks)
@@ -114,6 +123,8 @@ class ZeroShot:
             mean_of=tuple(self.tasks) if whole else None,
             limit=self.limit,
             lm_eval=version("lm-eval"),
+            prompts=prompts.asked,
+            prompts_cut=prompts.cut,
         )
 
     def _result(self, name: str, measured: dict[str, Any], found: Any, tasks: Tasks) -> TaskResult:

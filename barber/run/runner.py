@@ -42,6 +42,7 @@ from barber.runtime.memory import peak_memory, reset_peak_memory
 from barber.runtime.tensors import Tensor
 from barber.runtime.timing import Stopwatch
 from barber.walk.allocation import Allocating
+from barber.walk.checks import check_numbers
 from barber.walk.pruning import Pruning
 from barber.walk.sizes import fitting_batch_size
 
@@ -156,6 +157,7 @@ class _Run:
         experiment, self.opened = self.experiment, True
         with self.stopwatch("load"), within("model"):
             model, weights = experiment.engine.open(experiment.model, inputs.streams, self.checkpoint, self.folder)
+            check_numbers(model)
         log.info("Loaded %s: %s parameters, %s.", experiment.model, f"{model.num_parameters():,}", model.dtype)
         return model, weights
 

@@ -11,6 +11,8 @@ from barber.methods.patterns import NM, Pattern, by_linear
 from barber.methods.pruners import RIA, Pruner, SparseGPT
 from barber.methods.rebuild import Rebuild
 from barber.model.decoder import Decoder
+from barber.model.driver import outside_of_layers
+from barber.runtime.numerics import FiniteChecks
 from barber.runtime.tensors import Tensor
 
 
@@ -119,6 +121,18 @@ def check_weights(model: PreTrainedModel) -> None:
 def _made_by(thing: object, package: str) -> bool:
     """Whether a class comes from a package or from a module in it."""
     return f"{type(thing).__module__}.".startswith(f"{package}.")
+
+
+def check_numbers(model: PreTrainedModel) -> None:
+    """Refuse a model with NaN or infinity before or behind its layers, where the walk does not come.
+
+    Raises:
+        NumericsError: naming the tensor.
+    """
+    outside = set(map(id, outside_of_layers(model)))
+    checks = FiniteChecks()
+    checks.order({f"{name}: the weight": one.detach() for name, one in model.named_parameters() if id(one) in outside})
+    checks.require()
 
 
 def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_key: str | None = None) -> None:

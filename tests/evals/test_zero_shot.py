@@ -20,20 +20,25 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from barber.config import build
-from barber.errors import BarberError, UserError
+from barber.errors import BarberError, NumericsError, UserError
+from barber.evals.agreement import Agreement
 from barber.evals.evaluation import Evaluation
+from barber.evals.evaluation import evaluation as evaluation_of
 from barber.evals.results import StageResults, ZeroShotResult
+from barber.evals.sample import Sample
 from barber.evals.tasks import Tasks
 from barber.evals.windows import WindowProtocol
 from barber.evals.zero_shot import ZeroShot
 from barber.runtime.cache import Cache
 from barber.runtime.plain import plain
 from tests import tiny
-from tests.evals.measuring import quiet
+from tests.evals.measuring import Ids, quiet
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "evals" / "zero_shot.yaml"
 SEVEN = ["boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
@@ -388,6 +393,48 @@ def test_what_goes_wrong_in_lm_eval_is_a_sentence(data: Path, tmp_path: Path) ->
     assert huggingface.tqdm is bars
 
 
+def test_logits_that_are_no_numbers_are_no_answers(data: Path, tmp_path: Path) -> None:
+    """lm-eval takes the first choice of NaN and counts how often it is right."""
+    spec, broken = shipped(data, tasks=["rte"]), model()
+    broken.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(NumericsError, match=r"^the evaluated model's logits are NaN or infinite$"):
+        spec.evaluate(broken, tokenizer(), spec.prepare(tmp_path), quiet)
+
+
+def test_prompts_that_lose_their_beginning_are_counted(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = shipped(data, tasks=["rte"])
+    tasks = spec.prepare(tmp_path)
+    whole = spec.evaluate(model(), tokenizer(), tasks, quiet)
+    assert (whole.prompts, whole.prompts_cut) == (2 * DOCUMENTS, 0) and not caplog.records
+    lengths = [len(tokenizer().encode("".join(one.args))) for one in tasks.loaded["tasks"]["rte"].instances]
+    short = model()
+    short.config.max_position_embeddings = sorted(lengths)[3]  # and one more, for the last token is only looked for
+    found = spec.evaluate(short, tokenizer(), tasks, quiet)
+    assert found.prompts_cut == sum(length > sorted(lengths)[3] + 1 for length in lengths) > 0
+    assert f"{found.prompts_cut} of {found.prompts} prompts are longer than the" in caplog.text
+
+
+def test_every_evaluation_leaves_the_model_as_it_was(data: Path, tmp_path: Path) -> None:
+    """lm-eval ties a head again that the model has of its own, whatever its config says."""
+    used = model()
+    used.config.tie_word_embeddings = True
+    used.lm_head.weight = torch.nn.Parameter(used.lm_head.weight.detach().clone() * 3)
+    options: dict[str, Any] = {"perplexity": True, "agreement": Agreement(), "sample": Sample("It", tokens=2)}
+    spec = evaluation_of(["dense"], {"text": Ids(96)}, 32, zero_shot=shipped(data, tasks=["rte"]), **options)
+
+    def state() -> dict[str, Any]:
+        return {name: (id(one), one.data_ptr(), one.detach().clone()) for name, one in used.named_parameters()}
+
+    before = state()
+    assert spec.prepare(tokenizer(), tmp_path).measure("dense", used, CPU, quiet)
+    after = state()
+    assert after.keys() == before.keys() and "tie_weights" not in vars(used)
+    for name, (*place, weight) in before.items():
+        assert after[name][:2] == tuple(place) and torch.equal(after[name][2], weight), name
+
+
 def test_the_tiny_model_of_the_configs_can_be_tried(data: Path, tmp_path: Path) -> None:
     """Its tokenizer has neither a BOS nor an end token."""
     spec = shipped(data, tasks=["rte"])
@@ -463,6 +510,9 @@ def check_sentence(error: BarberError, *parts: str) -> None:
 def test_a_tokenizer_is_needed(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^zero_shot needs a tokenizer and the model has none$"):
         evaluation(shipped(data)).prepare(None, tmp_path)
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()))
+    with pytest.raises(UserError, match=r"^zero_shot needs a tokenizer that knows words; "):
+        evaluation(shipped(data)).prepare(empty, tmp_path)
 
 
 MISSING: list[tuple[Row, list[str]]] = [
