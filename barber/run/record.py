@@ -12,9 +12,10 @@ from typing import Any, Literal
 from barber.evals.results import StageResults
 from barber.runtime.files import written_whole
 from barber.runtime.plain import key_of, plain
+from barber.runtime.seals import sealed
 
 FILE = "record.json"
-VERSION = 2
+VERSION = 3
 """Of the record's form; one more whenever a key changes or goes, and `reading` then knows the form before, too."""
 
 _PACKAGES = (
@@ -197,9 +198,10 @@ class RunRecord:
         return {key_of(one): plain(getattr(self, one.name)) for one in fields(self)}
 
     def write(self, folder: Path) -> None:
-        """Write record.json, whole or not at all."""
+        """Write record.json, whole or not at all, with its own digest in it."""
         with written_whole(folder / FILE) as unfinished:
-            unfinished.write_text(json.dumps(self.content(), indent=2, allow_nan=False), encoding="utf-8")
+            content = sealed(self.content())
+            unfinished.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
 
     def finish(self, status: Literal["success", "failed"], folder: Path) -> None:
         """Close the record."""
