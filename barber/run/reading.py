@@ -7,7 +7,7 @@ from typing import Any
 from barber.errors import UserError
 from barber.run.record import FILE, VERSION, RunRecord
 from barber.runtime.plain import typed
-from barber.runtime.seals import KEY, DamagedError, unsealed
+from barber.runtime.seals import KEY, DamagedError, digest_of, unsealed
 
 
 class NewerRecordError(UserError):
@@ -55,6 +55,23 @@ def from_json(content: Any, source: str) -> RunRecord:
     raise NewerRecordError(
         f"{source} must be a record of version {VERSION} at most, not {written}: upgrade llm-barber to read it"
     )
+
+
+def require_file(record: RunRecord, file: Path) -> None:
+    """Compare a file beside a record with its digest, if the record has one and the file is there.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    known = record.digests.get(file.name)
+    try:
+        if known in (None, digest_of(file)):
+            return
+    except FileNotFoundError:
+        return
+    except OSError:
+        pass
+    raise UserError(f"{file} must be what the run wrote, and is damaged")
 
 
 def successful(folder: Path) -> RunRecord | None:

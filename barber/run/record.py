@@ -12,7 +12,7 @@ from typing import Any, Literal
 from barber.evals.results import StageResults
 from barber.runtime.files import written_whole
 from barber.runtime.plain import key_of, plain
-from barber.runtime.seals import sealed
+from barber.runtime.seals import digest_of, sealed
 
 FILE = "record.json"
 VERSION = 3
@@ -137,6 +137,7 @@ class RunRecord:
         results: by stage of the model.
         seconds, walk_seconds: by phase of the run, and of its walk over the decoder layers.
         files: what lies beside the record, by what it is.
+        digests: SHA-256 of files there, by their names.
     """
 
     version: int = VERSION
@@ -161,6 +162,7 @@ class RunRecord:
     seconds: dict[str, float]
     walk_seconds: dict[str, float]
     files: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     error: str | None
     traceback: str | None = None
 
@@ -202,6 +204,10 @@ class RunRecord:
         with written_whole(folder / FILE) as unfinished:
             content = sealed(self.content())
             unfinished.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+
+    def note_digest(self, file: Path) -> None:
+        """Keep the digest of a file beside the record."""
+        self.digests[file.name] = digest_of(file)
 
     def finish(self, status: Literal["success", "failed"], folder: Path) -> None:
         """Close the record."""

@@ -276,7 +276,9 @@ class _Run:
             return
         with self.stopwatch("export"):
             if isinstance(experiment.export, MaskFile):
-                record.files["masks"] = experiment.export.save(masks, self.folder).name
+                file = experiment.export.save(masks, self.folder)
+                record.files["masks"] = file.name
+                record.note_digest(file)
                 return
             card = model_card(experiment, record)
             record.files["model"] = experiment.export.save(weights, inputs.tokenizer, card, self.folder).name

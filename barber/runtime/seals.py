@@ -110,9 +110,10 @@ def _digest_of_json(content: Mapping[str, Any]) -> str:
 def _digests_of(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of files; a few at a time, it is the processor that limits."""
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="digests") as threads:
-        return list(threads.map(_digest_of, paths))
+        return list(threads.map(digest_of, paths))
 
 
-def _digest_of(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
