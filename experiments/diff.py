@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 from barber.errors import UserError
 from barber.run.compare import compare
+from barber.runtime.seals import sealed
 from experiments.report import sources
 from experiments.report.errors import ReportError
 
@@ -21,7 +22,7 @@ def folder_of(run: str, scratch: Path) -> Path:
     if Path(run).is_dir():
         return Path(run)
     folder = Path(mkdtemp(dir=scratch))
-    (folder / sources.FILE).write_text(json.dumps(sources.one(run)), encoding="utf-8")
+    (folder / sources.FILE).write_text(json.dumps(sealed(sources.one(run))), encoding="utf-8")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import json
 import logging
 import zlib
 from collections.abc import Callable, Sequence
@@ -203,6 +204,17 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None, cache: Cache 
         return make()
     facts = {"text": _sha256(text), "tokenizer": _sha256(backend.to_str()), "tokenizers": tokenizers.__version__}
     return _kept(cache.entry("tokens", facts), make)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """SHA-256 of what a tokenizer makes of texts; None where there is none."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    known = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    # What tokenising sets for itself is left out.
+    content = {key: value for key, value in known.items() if key not in ("truncation", "padding")}
+    return _sha256(json.dumps([content, tokenizer.special_tokens_map], sort_keys=True, default=str))
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase | None, wanted: bool) -> Tensor:

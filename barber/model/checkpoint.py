@@ -3,28 +3,33 @@
 A folder with, for every finished layer, its tensors (`layer-00007.safetensors`, the shard of a pruned model), both
 masks and where the initially pruned weights differ (`pruned-00007.safetensors`), and its reports (`layer-00007.json`,
 written last: the layer counts as finished from then on); and the activations that the next layer begins with. Every
-file appears whole or not at all.
+file appears whole or not at all. The reports are the seal of the files that come with them: what is damaged is not
+used, see `damage`.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from barber.errors import UserError
+from barber.errors import BarberError
 from barber.model.difference import Difference
 from barber.runtime.activations import Activations
 from barber.runtime.distributed import Ranks
-from barber.runtime.files import PutInPlaceLater, written_beside
+from barber.runtime.files import PutInPlaceLater, remove, written_beside
+from barber.runtime.plain import typed
+from barber.runtime.seals import DamagedError, Seal
 from barber.runtime.tensors import Tensor, as_bytes, batches
+
+# What the dense model holds, see `contents`.
+MODEL = "model.json"
 
 
 @dataclass
@@ -42,19 +47,38 @@ class Checkpoint:
     ranks: Ranks = field(default_factory=Ranks)
     _later: PutInPlaceLater = field(default_factory=PutInPlaceLater, repr=False)
     _written: list[tuple[Path, Path]] = field(default_factory=list, repr=False)
+    _dense: dict[int, str] = field(default_factory=dict, repr=False)
+    _intact: set[Path] = field(default_factory=set, repr=False)
 
     @property
     def num_finished(self) -> int:
         """How many layers are finished, from the first."""
         self.wait()
-        finished = 0
-        while finished < self.num_layers and self._path("layer", finished, "json").exists():
-            finished += 1
-        return finished
+        return next((index for index in range(self.num_layers) if not self.marks(index)), self.num_layers)
 
-    def write_layer(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a layer's tensors, as they are stored, by their names in the model."""
+    def marks(self, index: int) -> bool:
+        """Whether there is the file that is written last of a layer."""
+        return self._path("layer", index, "json").exists()
+
+    def drop(self, begin: int) -> None:
+        """Remove the layers from one on."""
+        self.wait()
+        if not self.ranks.leads:
+            return
+        for number in reversed(range(begin, self.num_layers + 1)):
+            for place in ("layer", "json"), ("layer", "safetensors"), ("pruned", "safetensors"):
+                remove(self._path(place[0], number, place[1]))
+            if number > begin or not begin:
+                remove(self._path("activations", number))
+
+    def write_layer(self, index: int, tensors: Mapping[str, Tensor], dense: str) -> None:
+        """Write a layer's tensors, as they are stored, by their names in the model.
+
+        Args:
+            dense: the digest of what they were made of.
+        """
         if self.ranks.leads:
+            self._dense[index] = dense
             whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             self._write(self._path("layer", index), lambda path: save_file(whole, path, {"format": "pt"}))
 
@@ -80,43 +104,60 @@ class Checkpoint:
             f"{part}.{name}": getattr(difference, part) for name, difference in differences.items() for part in _PARTS
         }
         self._write(self._path("pruned", index), lambda path: save_file(parts, path))
-        text = json.dumps(reports)
-        self._write(self._path("layer", index, "json"), lambda path: path.write_text(text, encoding="utf-8"))
         files, self._written = self._written, []
-        self._later.order(files, obsolete)
+        content = {"reports": reports, "dense": self._dense.pop(index, "")}
+
+        def seal() -> tuple[Path, Path]:
+            text = Seal.of(content, {path.name: unfinished for unfinished, path in files}).text()
+            place = self._path("layer", index, "json")
+            with written_beside(place) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+            return unfinished, place
+
+        self._later.order(files, seal, obsolete)
 
     def wait(self) -> None:
-        """Wait until everything that was written is on the disk.
-
-        Raises:
-            OSError: it could not be.
-        """
+        """Wait until everything that was written is on the disk; OSError where it could not be."""
         self._later.wait()
 
     def layer(self, index: int) -> dict[str, Tensor]:
         """The tensors of a layer."""
-        self.wait()
-        with _reading(self._path("layer", index)) as path:
-            return load_file(path)
+        return load_file(self.layer_file(index))
 
     def layer_file(self, index: int) -> Path:
         """The file of the tensors of a layer."""
-        self.wait()
-        return self._path("layer", index)
+        return self._as_written("layer", index)
+
+    def require(self, index: int, *kinds: str) -> None:
+        """Compare files with the seal of a finished layer: its `layer`, what is `pruned`, the next one's `activations`.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+        names = [self._path(kind, index + (kind == "activations")).name for kind in kinds]
+        self._seal(index).require(self.folder, names)
+
+    def dense(self, index: int) -> str:
+        """The digest of what a finished layer was made of."""
+        return typed(str, self._seal(index).content["dense"])
 
     def reports(self, index: int) -> list[dict[str, Any]]:
         """The reports of a finished layer's blocks."""
-        with _reading(self._path("layer", index, "json")) as path:
-            found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-            return found
+        return typed(list[dict[str, Any]], self._seal(index).content["reports"])
 
     def differences(self, index: int) -> dict[str, Difference]:
         """Where the initially pruned weights of a finished layer differ, by the name of the linear."""
-        self.wait()
-        with _reading(self._path("pruned", index)) as path:
-            parts = load_file(path)
+        parts = load_file(self._as_written("pruned", index))
         names = [key.removeprefix("final.") for key in parts if key.startswith("final.")]
         return {name: Difference(*(parts[f"{part}.{name}"] for part in _PARTS)) for name in names}
+
+    def holds(self, *streams: str) -> bool:
+        """Whether there is nothing to be restored, or all of these streams, each for itself."""
+        index = self.num_finished
+        if index in (0, self.num_layers):
+            return True
+        with safe_open(self._path("activations", index), framework="pt") as file:
+            return set(streams) <= set(file.keys())
 
     def restore(self, streams: Mapping[str, Activations], batch_size: int, num_samples: int) -> None:
         """Fill this process's share of the streams with what the first unfinished layer begins with."""
@@ -124,17 +165,14 @@ class Checkpoint:
         if index == self.num_layers:
             return
         share = self.ranks.share(num_samples)
-        with _reading(self._path("activations", index)) as path, safe_open(path, framework="pt") as file:
-            kept = list(file.keys())
-            distinct = len({id(stream) for stream in streams.values()})
-            if distinct > len(kept):  # the initial masks were known when it began, and are not any more
-                raise UserError(
-                    f"hydra.run.dir holds an unfinished run whose initial masks were kept in the cache and are gone; "
-                    f"remove {self.folder} to begin anew"
-                )
-            # Where one stream is left of two, it is that of the rebuilding.
-            for name in kept if distinct == len(kept) else kept[-1:]:
-                stream, values = streams[name], file.get_slice(name)
+        distinct = {id(stream): stream for stream in streams.values()}
+        with safe_open(self._path("activations", index), framework="pt") as file:
+            held = set(file.keys())
+            # One stream under several names is there under the first of those that it had when it was written. Where
+            # one is left of two, it is that of the rebuilding, the later name.
+            names = {id(stream): name for name, stream in streams.items() if name in held}
+            for key, stream in distinct.items():
+                values = file.get_slice(names[key])
                 for batch in batches(stream.shape[0], batch_size):
                     stream[batch] = values[share.start + batch.start : share.start + batch.stop]
 
@@ -146,6 +184,21 @@ class Checkpoint:
 
     def _path(self, kind: str, index: int, ending: str = "safetensors") -> Path:
         return self.folder / f"{kind}-{index:05d}.{ending}"
+
+    def _as_written(self, kind: str, index: int) -> Path:
+        """A file of a finished layer, whose digest is compared when it is first asked for."""
+        path = self._path(kind, index)
+        if path not in self._intact:
+            try:
+                self.require(index, kind)
+            except DamagedError as error:
+                raise BarberError(f"{error}; the same command computes again what is needed") from error
+            self._intact.add(path)
+        return path
+
+    def _seal(self, index: int) -> Seal:
+        self.wait()
+        return Seal.read(self._path("layer", index, "json"))
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         with written_beside(path) as unfinished:
@@ -182,17 +235,6 @@ class Checkpoint:
 
 _PARTS = ("places_K", "values_K", "initial", "final")
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"hydra.run.dir holds an unfinished run, but {path} cannot be read ({error}); "
-            f"remove {path.parent} to begin anew"
-        ) from error
 
 
 def _header(streams: Mapping[str, Activations], num_samples: int) -> bytes:

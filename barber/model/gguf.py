@@ -1,9 +1,11 @@
 """GGUF models inside installed Python packages: read as the Hugging Face folders that they are converted to, once."""
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,10 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from barber.errors import UserError
 from barber.model.sources import Pretrained, save
 from barber.runtime.cache import cache_folder
-from barber.runtime.files import folder_written_whole, sweep
+from barber.runtime.files import folder_written_whole, remove, sweep
 from barber.runtime.locks import SharedLock
+from barber.runtime.seals import DamagedError, Seal
 
 log = logging.getLogger("barber")
+
+# In the folder, with the digests of all else in it.
+_COMPLETE = "converted.json"
 
 
 @dataclass(frozen=True)
@@ -57,16 +63,22 @@ class Packaged:
         parts = [self._find(part) for part in self.parts or [f"{self.package}/{self.file}"]]
         size = sum(part.stat().st_size for part in parts)
         folder = cache_folder() / "models" / f"{Path(self.file).stem}-{size}"
-        if not folder.exists():
+        if not _is_whole(folder):
             if missing := [name for name in ("accelerate", "gguf") if find_spec(name) is None]:
                 raise UserError(
                     f'is a GGUF model and needs {missing[0]}, install it with: pip install "llm-barber[demo]"',
                     field="package",
                 )
             with SharedLock(cache_folder() / ".locks" / folder.name, f"{folder}, the converted model").writing():
-                if not folder.exists():  # as it may be by now
+                if not _is_whole(folder):  # as it may be by now
+                    if os.path.lexists(folder):
+                        log.warning("%s, the converted model, is damaged; it is converted anew.", folder)
+                        remove(folder)
                     _convert(parts, Path(self.file).name, folder)
         return Pretrained(str(folder), local=True)
+
+    def files(self) -> list[Path]:
+        return self._folder().files()
 
     def _find(self, part: str) -> Path:
         package, _, file = part.partition("/")
@@ -99,6 +111,25 @@ def _convert(parts: Sequence[Path], name: str, folder: Path) -> None:
         AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
         if len(parts) > 1:
             gguf.unlink()
+        files = {file.name: file for file in sorted(unfinished.iterdir())}
+        Seal.of(None, files).write(unfinished / _COMPLETE)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is there as it was written; it is read for that once in a process."""
+    try:
+        return _was_whole(folder, (folder / _COMPLETE).stat().st_mtime_ns)
+    except OSError:
+        return False
+
+
+@cache
+def _was_whole(folder: Path, written_ns: int) -> bool:
+    try:
+        Seal.read(folder / _COMPLETE).require(folder)
+    except DamagedError:
+        return False
+    return True
 
 
 def _joined(parts: Sequence[Path], file: Path) -> Path:

@@ -56,6 +56,10 @@ class ModelSource(Protocol):
         """A folder with the weights as safetensors, and the dtype that was asked for; `scratch` may be written to."""
         ...
 
+    def files(self) -> list[Path]:
+        """The files with the weights, as far as they are on this machine; none of a model that is made."""
+        ...
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -138,6 +142,15 @@ class Pretrained:
         except (OSError, ValueError) as error:
             raise UserError(self._cannot("weights", error), field="path") from error
 
+    def files(self) -> list[Path]:
+        folder = Path(self.path)
+        if not self.local:
+            try:
+                folder = Path(snapshot_download(self.path, revision=self.revision, local_files_only=True))
+            except (OSError, ValueError):
+                return []
+        return sorted(folder.glob("*.safetensors"))
+
     def _where(self) -> dict[str, Any]:
         where: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         if self.local:
@@ -206,6 +219,9 @@ class RandomModel:
         scratch.mkdir(parents=True, exist_ok=True)
         save(self.load(), scratch)
         return scratch, None
+
+    def files(self) -> list[Path]:
+        return []
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:

@@ -24,7 +24,8 @@ from barber.model.families import family_of
 from barber.model.folders import check_shapes, files_of, stored_name
 from barber.model.sources import hollow, save_configs, untied
 from barber.model.weights import Stage
-from barber.runtime.tensors import Tensor
+from barber.runtime.files import HeldFile
+from barber.runtime.tensors import Tensor, digest_of_tensors
 
 log = logging.getLogger("barber")
 
@@ -45,6 +46,7 @@ class Streamed:
         self._resident: int | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._ahead: Future[dict[str, Tensor]] | None = None
+        self._digests = ThreadPoolExecutor(1, thread_name_prefix="digests")
 
     def finish(self) -> None:
         if self._checkpoint is not None:
@@ -57,12 +59,14 @@ class Streamed:
         self._ahead = None
         if device.type == "cuda" and index + 1 < len(self._layers):  # on a CPU it would be a layer more in memory
             self._ahead = self._reader.submit(self._source.tensors, self._layers[index + 1])
+        digest = self._digests.submit(digest_of_tensors, tensors) if self._checkpoint is not None else None
         with self._filled(layer, tensors, torch.device("cpu")):
             del tensors
             with layer.onloaded(device):
                 yield
+                dense = digest.result() if digest is not None else ""  # before the weights become others
             if self._checkpoint is not None:
-                self._checkpoint.write_layer(index, layer.module.state_dict(prefix=f"{layer.name}."))
+                self._checkpoint.write_layer(index, layer.module.state_dict(prefix=f"{layer.name}."), dense)
 
     @contextmanager
     def resident(self, index: int, device: torch.device) -> Iterator[None]:
@@ -78,6 +82,11 @@ class Streamed:
 
     def note(self, index: int, differences: Mapping[str, Difference]) -> None:
         """The checkpoint has them."""
+
+    def dense(self, index: int | None) -> Mapping[str, Tensor]:
+        if index is None:
+            return untied(self.model, without=[layer.name for layer in self._layers])
+        return self._source.tensors(self._layers[index])
 
     def restore(self) -> None:
         """They are read from the checkpoint."""
@@ -157,7 +166,7 @@ class Streamed:
 
 
 class TensorFolder:
-    """The tensors of a model in a Hugging Face folder, read one at a time.
+    """The tensors of a model in a Hugging Face folder, read one at a time, from the files that were there at first.
 
     Args:
         folder: with safetensors, one file or many with their index.
@@ -170,10 +179,11 @@ class TensorFolder:
         self, folder: Path, base: str, dtype: torch.dtype | None, renamed: Mapping[str, str] | None = None
     ) -> None:
         self.folder, self._base, self._dtype, self.renamed = folder, base, dtype, dict(renamed or {})
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, HeldFile] = {}
         for file in files_of(folder):
-            with safe_open(file, framework="pt") as opened_file:
-                self._files |= dict.fromkeys(opened_file.keys(), file)
+            held = HeldFile(file)
+            with safe_open(held.path, framework="pt") as opened_file:
+                self._files |= dict.fromkeys(opened_file.keys(), held)
 
     def find(self, name: str) -> str | None:
         """A tensor's name in the folder; None where there is no such tensor."""
@@ -189,7 +199,7 @@ class TensorFolder:
         if stored is None:
             raise self.misses(name)
         # Opened anew each time: a mapped file counts as memory of the process.
-        with safe_open(self._files[stored], framework="pt") as file:
+        with safe_open(self._files[stored].path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(stored)
         return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype is not None else tensor.clone()
 

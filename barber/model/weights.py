@@ -1,6 +1,7 @@
 """Where the weights of the decoder layers are: here in the model; see `stream` for those on disk."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel
 from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
 from barber.model.difference import Difference
+from barber.model.sources import untied
 from barber.runtime.offload import Offload
-from barber.runtime.tensors import Tensor, moved
+from barber.runtime.tensors import Tensor, digest_of_tensors, moved
 
 Stage = Literal["dense", "pruned", "rebuilt"]
 
@@ -47,6 +49,10 @@ class Weights(Protocol):
         """The tensors of the model's state dict, in the order of their names."""
         ...
 
+    def dense(self, index: int | None) -> Mapping[str, Tensor]:
+        """The tensors of a layer, or of all that is outside of the layers (None), before the walk; by name."""
+        ...
+
     def restore(self) -> None:
         """Take over the layers that the checkpoint has; the model is dense no more."""
         ...
@@ -69,10 +75,18 @@ class InMemory:
         self._layers = Decoder(model).layers
         self._differences: dict[str, Difference] = {}
         self._offload: Offload | None = None
+        self._digests = ThreadPoolExecutor(1, thread_name_prefix="digests")
 
     def finish(self) -> None:
         if self._offload is not None:
             self._offload.wait()
+
+    def dense(self, index: int | None) -> Mapping[str, Tensor]:
+        if index is None:
+            return untied(self.model, without=[layer.name for layer in self._layers])
+        layer = self._layers[index]
+        tensors: dict[str, Tensor] = layer.module.state_dict(prefix=f"{layer.name}.")
+        return tensors
 
     def restore(self) -> None:
         for index in range(self._checkpoint.num_finished if self._checkpoint else 0):
@@ -86,14 +100,16 @@ class InMemory:
         layer = self._layers[index]
         if device.type == "cuda" and self._offload is None:
             self._offload = Offload(device)
+        digest = self._digests.submit(digest_of_tensors, dict(self.dense(index))) if self._checkpoint else None
         with layer.onloaded(device, self._offload):
             if self._offload is not None and index + 1 < len(self._layers):
                 following = self._layers[index + 1]
                 self._offload.order(id(following), [tensor.data for tensor in following.tensors])
             yield
+            dense = digest.result() if digest is not None else ""  # before the weights become others
         if self._checkpoint is not None:
             self.finish()
-            self._checkpoint.write_layer(index, layer.module.state_dict(prefix=f"{layer.name}."))
+            self._checkpoint.write_layer(index, layer.module.state_dict(prefix=f"{layer.name}."), dense)
 
     @contextmanager
     def resident(self, index: int, device: torch.device) -> Iterator[None]:

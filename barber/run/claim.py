@@ -1,6 +1,7 @@
 """The claim of a run on its folder: one run at a time, which may go on with what another one had to leave."""
 
 import json
+import logging
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any
 from filelock import BaseFileLock
 
 from barber.errors import UserError
-from barber.runtime.files import sweep, written_whole
+from barber.model.checkpoint import MODEL
+from barber.runtime.files import remove, sweep
 from barber.runtime.locks import locked
+from barber.runtime.seals import DamagedError, Seal
+
+log = logging.getLogger("barber")
 
 FOLDER = "checkpoint"
 _FACTS = "settings.json"
@@ -50,8 +55,7 @@ def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> tuple[BaseFi
             return taken, other.parent
     own.mkdir(parents=True, exist_ok=True)
     lock = _locked(folder)
-    with written_whole(own / _FACTS) as unfinished:
-        unfinished.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    Seal(facts).write(own / _FACTS)
     return lock, None
 
 
@@ -78,6 +82,8 @@ def _goes_on(folder: Path, facts: dict[str, Any], may_resume: bool) -> bool:
     """
     there = _facts_in(folder / FOLDER)
     if there is None or not holds_layers(folder):
+        if there is None and holds_layers(folder):
+            log.warning("%s is damaged or not there; all layers are computed again.", folder / FOLDER / _FACTS)
         return False
     if not may_resume:
         raise UserError("hydra.run.dir holds an unfinished run; resume=auto goes on with it, or choose another")
@@ -110,9 +116,9 @@ def _taken_over(other: Path, own: Path, facts: dict[str, Any]) -> BaseFileLock |
 
 def _clear(own: Path) -> None:
     """Remove what checkpoints consist of, and the folder if that was all."""
-    for pattern in ("layer-*", "pruned-*", "activations-*", ".*.unfinished", _FACTS, _LOCK):
+    for pattern in ("layer-*", "pruned-*", "activations-*", ".*.unfinished", MODEL, _FACTS, _LOCK):
         for file in own.glob(pattern):
-            file.unlink()
+            remove(file)
     with suppress(OSError):
         own.rmdir()
 
@@ -128,8 +134,8 @@ def _of_the_same_name(folder: Path) -> list[Path]:
 
 def _facts_in(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = Seal.read(folder / _FACTS).content
+    except DamagedError:
         return None
     return found if isinstance(found, dict) else None
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from barber.errors import UserError
-from barber.run.reading import read
+from barber.run.reading import read, require_file
 from barber.runtime.plain import plain
 
 _MASKS = "masks.safetensors"
@@ -87,6 +87,8 @@ def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
     keys = sorted(key for key in configs[0] | configs[1] if configs[0].get(key) != configs[1].get(key))
     figures = dict(_figures(plain(left.results))), dict(_figures(plain(right.results)))
     files = [folder / _MASKS for folder in folders]
+    for record, file in zip((left, right), files, strict=True):
+        require_file(record, file)
     walks = [sum(record.walk_seconds.values()) for record in (left, right)]
     return Comparison(
         settings={key: (configs[0].get(key), configs[1].get(key)) for key in keys},

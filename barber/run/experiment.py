@@ -35,7 +35,8 @@ class Experiment:
         schedule: `paper`, or `interleaved`: initial masks on the inputs that the rebuilding has.
         engine: what is kept where.
         resume: `auto`: a run that exports or streams keeps its finished layers until it is done, and goes on with those
-            of the same run that was interrupted; `never`: it does neither.
+            of the same run that was interrupted, if the model's files have size and time that they had; `verify`: if
+            they hold what they held; `never`: it does neither.
         cache: keeps for other runs what they would compute alike; None: nothing is kept or taken.
         seed: of everything random that has no seed of its own.
         threads: of the CPU, for torch; None: as many as there are. Their number changes the last bits of sums.
@@ -57,7 +58,7 @@ class Experiment:
     precision: Precision = field(default_factory=Precision)
     schedule: Schedule = "paper"
     engine: Engine = field(default_factory=Engine)
-    resume: Literal["auto", "never"] = "auto"
+    resume: Literal["auto", "verify", "never"] = "auto"
     cache: Cache | None = None
     update: Mapping[str, Rebuild] | None = None
     allocation: Allocation | None = None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from barber.run.plots import plot_block_errors, plot_losses
 from barber.run.record import LinearCounts, RunRecord, Sparsity
+from barber.run.watching import LAYERS
 from barber.walk.report import Report
 
 
@@ -21,6 +22,7 @@ def note_report(record: RunRecord, folder: Path, name: str, report: Report, plot
     record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
     if not leads:
         return
+    record.note_digest(folder / LAYERS)
     record.write(folder)
     if plots:
         plot_losses(report.blocks, name, folder / "loss.png")

@@ -7,6 +7,7 @@ from typing import Any
 from barber.errors import UserError
 from barber.run.record import FILE, VERSION, RunRecord
 from barber.runtime.plain import typed
+from barber.runtime.seals import KEY, DamagedError, digest_of, unsealed
 
 
 class NewerRecordError(UserError):
@@ -27,7 +28,13 @@ def read(run: Path) -> RunRecord:
         raise UserError(f"{run} must be the folder of a run, with a {FILE}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise _damaged(str(file), error) from error
-    return from_json(content, str(file))
+    try:
+        record = from_json(content, str(file))
+    except NewerRecordError:
+        _require_intact(content, file)
+        raise
+    _require_intact(content, file)
+    return record
 
 
 def from_json(content: Any, source: str) -> RunRecord:
@@ -48,6 +55,23 @@ def from_json(content: Any, source: str) -> RunRecord:
     raise NewerRecordError(
         f"{source} must be a record of version {VERSION} at most, not {written}: upgrade llm-barber to read it"
     )
+
+
+def require_file(record: RunRecord, file: Path) -> None:
+    """Compare a file beside a record with its digest, if the record has one and the file is there.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    known = record.digests.get(file.name)
+    try:
+        if known in (None, digest_of(file)):
+            return
+    except FileNotFoundError:
+        return
+    except OSError:
+        pass
+    raise UserError(f"{file} must be what the run wrote, and is damaged")
 
 
 def successful(folder: Path) -> RunRecord | None:
@@ -74,6 +98,15 @@ def folder_of_job(sweep: Path, name: str, digest: str) -> Path:
     own = sweep / f"{name}-{digest}"
     there = sorted(folder for folder in sweep.glob(f"*-{digest}") if folder.is_dir())
     return next((folder for folder in there if _is_taken(folder)), own if own in there or not there else there[0])
+
+
+def _require_intact(content: dict[str, Any], file: Path) -> None:
+    """Compare a record with its digest, which those in files have since version 3."""
+    if KEY in content or content.get("version") == VERSION:
+        try:
+            unsealed(content, "what it holds")
+        except DamagedError as error:
+            raise _damaged(str(file), error) from error
 
 
 def _is_taken(folder: Path) -> bool:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 from barber.evals.results import StageResults
 from barber.runtime.files import written_whole
 from barber.runtime.plain import key_of, plain
+from barber.runtime.seals import digest_of, sealed
 
 FILE = "record.json"
-VERSION = 2
+VERSION = 3
 """Of the record's form; one more whenever a key changes or goes, and `reading` then knows the form before, too."""
 
 _PACKAGES = (
@@ -136,6 +137,7 @@ class RunRecord:
         results: by stage of the model.
         seconds, walk_seconds: by phase of the run, and of its walk over the decoder layers.
         files: what lies beside the record, by what it is.
+        digests: SHA-256 of files there, by their names.
     """
 
     version: int = VERSION
@@ -160,6 +162,7 @@ class RunRecord:
     seconds: dict[str, float]
     walk_seconds: dict[str, float]
     files: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     error: str | None
     traceback: str | None = None
 
@@ -197,9 +200,14 @@ class RunRecord:
         return {key_of(one): plain(getattr(self, one.name)) for one in fields(self)}
 
     def write(self, folder: Path) -> None:
-        """Write record.json, whole or not at all."""
+        """Write record.json, whole or not at all, with its own digest in it."""
         with written_whole(folder / FILE) as unfinished:
-            unfinished.write_text(json.dumps(self.content(), indent=2, allow_nan=False), encoding="utf-8")
+            content = sealed(self.content())
+            unfinished.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+
+    def note_digest(self, file: Path) -> None:
+        """Keep the digest of a file beside the record."""
+        self.digests[file.name] = digest_of(file)
 
     def finish(self, status: Literal["success", "failed"], folder: Path) -> None:
         """Close the record."""

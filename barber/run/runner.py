@@ -16,9 +16,12 @@ import torch
 from filelock import BaseFileLock
 from transformers import PreTrainedModel
 
+from barber.data.texts import tokenizer_digest
 from barber.errors import within
 from barber.methods.patterns import Pattern, Unstructured
 from barber.model.checkpoint import Checkpoint
+from barber.model.contents import require_the_same, times_of
+from barber.model.damage import drop_damaged
 from barber.model.decoder import Decoder
 from barber.model.difference import Difference
 from barber.model.engine import SOURCE
@@ -134,21 +137,23 @@ class _Run:
     def _begin(self, inputs: Inputs) -> Checkpoint | None:
         """Where finished layers go; those of an interrupted run with the same settings are there already."""
         experiment, calibration, ranks = self.experiment, inputs.calibration, self.ranks
-        keeps = inputs.streams or (experiment.export is not None and experiment.resume == "auto")
+        keeps = inputs.streams or (experiment.export is not None and experiment.resume != "never")
         # Layers that are there already are used whether more are to be kept or not.
         if calibration is None or not (keeps or ranks.broadcast(holds_layers(self.folder))):
             return None
         source: Path | None = None
+        num_layers = len(Decoder(skeleton(experiment.model.config())).layers)
         if ranks.leads:
             facts = counting(self.record.config, "layers")
             versions = {name: self.record.versions[name] for name in ("torch", "transformers")}
             facts |= {"calibration_digest": calibration.digest, "processes": ranks.size, "version": versions}
-            self.lock, source = begin(self.folder, facts, may_resume=experiment.resume == "auto")
+            facts["tokenizer_digest"] = tokenizer_digest(inputs.tokenizer)
+            self.lock, source = begin(self.folder, facts, may_resume=experiment.resume != "never")
+            if source is not None:
+                drop_damaged(Checkpoint(self.folder / FOLDER, num_layers))
         folder = ranks.broadcast(self.folder)
-        num_layers = len(Decoder(skeleton(experiment.model.config())).layers)
         checkpoint = Checkpoint(folder / FOLDER, num_layers, ranks)
-        if source is not None:
-            finished = checkpoint.num_finished
+        if source is not None and (finished := checkpoint.num_finished):
             log.info("Going on with the interrupted run in %s: %d of %d layers are done.", source, finished, num_layers)
             self.record.resumed = Resumed(str(source), finished)
         return checkpoint
@@ -156,8 +161,14 @@ class _Run:
     def _open(self, inputs: Inputs) -> tuple[PreTrainedModel, Weights]:
         experiment, self.opened = self.experiment, True
         with self.stopwatch("load"), within("model"):
+            times = times_of(experiment.model.files())
             model, weights = experiment.engine.open(experiment.model, inputs.streams, self.checkpoint, self.folder)
             check_numbers(model)
+        if self.checkpoint is not None:
+            with self.stopwatch("load"):
+                looks_ahead = experiment.allocation is not None or getattr(experiment.pruner, "gradient", "") == "loss"
+                reads = experiment.resume == "verify"
+                require_the_same(self.checkpoint, weights, times, reads=reads, looks_ahead=looks_ahead)
         log.info("Loaded %s: %s parameters, %s.", experiment.model, f"{model.num_parameters():,}", model.dtype)
         return model, weights
 
@@ -255,6 +266,7 @@ class _Run:
                 on_block,
                 on_layer if compares or isinstance(experiment.export, MaskFile) else None,
             )
+        record.resumed = record.resumed if report.num_resumed else None
         record.machine = replace(record.machine, peak_memory_bytes=peak_memory(inputs.device))
         self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
         note_report(record, self.folder, experiment.name, report, plots=bool(experiment.steps), leads=self.ranks.leads)
@@ -266,7 +278,9 @@ class _Run:
             return
         with self.stopwatch("export"):
             if isinstance(experiment.export, MaskFile):
-                record.files["masks"] = experiment.export.save(masks, self.folder).name
+                file = experiment.export.save(masks, self.folder)
+                record.files["masks"] = file.name
+                record.note_digest(file)
                 return
             card = model_card(experiment, record)
             record.files["model"] = experiment.export.save(weights, inputs.tokenizer, card, self.folder).name

@@ -20,6 +20,8 @@ from barber.walk.walk import BlockResult
 
 log = logging.getLogger("barber")
 
+LAYERS = "layers.jsonl"
+
 
 @contextmanager
 def block_by_block(folder: Path, model: PreTrainedModel, tracking: Tracking, leads: bool) -> Iterator[OnBlock]:
@@ -30,7 +32,7 @@ def block_by_block(folder: Path, model: PreTrainedModel, tracking: Tracking, lea
         leads: whether this process writes; the others have no lines to write and nobody who watches.
     """
     layers = Decoder(model).layers
-    path = folder / "layers.jsonl" if leads else Path(os.devnull)
+    path = folder / LAYERS if leads else Path(os.devnull)
     numbers = count(1)
     with display.progress(visible=leads) as progress, path.open("w", encoding="utf-8") as lines:
         task = progress.add_task("Pruning, block by block", total=sum(len(layer.blocks) for layer in layers))

@@ -1,13 +1,13 @@
 """What runs compute alike is kept across them: found by all that it depends on, shared safely, bounded in size.
 
-An entry is a folder of files and, written last, `facts.json`: what the entry depends on, whose hash is its name.
+An entry is a folder of files and, written last, `facts.json`: what the entry depends on, whose hash is its name, and
+the digests of the files. Whoever opens the entry compares them: what is damaged is dropped and made anew.
 """
 
 import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from barber.errors import UserError
-from barber.runtime.files import sweep, written_whole
+from barber.runtime.files import remove, sweep
 from barber.runtime.locks import SharedLock
+from barber.runtime.seals import DamagedError, Seal
 
 log = logging.getLogger("barber")
 
 _COMPLETE = "facts.json"
 _LOCKS = ".locks"
+# Of entries; one more whenever it changes: older ones are not found any more.
+_FORMAT = 2
 
 T = TypeVar("T")
 
@@ -48,7 +51,7 @@ class Cache:
 
     def entry(self, kind: str, facts: dict[str, Any]) -> "Entry":
         """The entry of something that is made, given what it depends on."""
-        text = json.dumps({"kind": kind} | facts, sort_keys=True)
+        text = json.dumps({"kind": kind, "format": _FORMAT} | facts, sort_keys=True)
         return Entry(self, kind, hashlib.sha256(text.encode()).hexdigest()[:32], facts)
 
 
@@ -68,8 +71,12 @@ class Entry:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is there."""
-        return (self.folder / _COMPLETE).is_file()
+        """Whether it is there, as it was written."""
+        try:
+            Seal.read(self.folder / _COMPLETE).require(self.folder)
+        except (DamagedError, OSError):
+            return False
+        return True
 
     @contextmanager
     def opened(self, what: str) -> Iterator[bool]:
@@ -82,7 +89,7 @@ class Entry:
             what: it is, in words, for the log line of a run that waits.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_way()
             lock = _lock(self.folder, what)
         except OSError:
             yield False
@@ -96,20 +103,41 @@ class Entry:
                     return
             with lock.writing():
                 if not self.is_complete:  # as it may be by now
-                    self.folder.mkdir(exist_ok=True)
-                    sweep(self.folder)
+                    self._clear(what)
                     yield False
                     return
 
     def complete(self) -> None:
         """Its files are written: let other runs use them. To be called by whoever holds it."""
-        with written_whole(self.folder / _COMPLETE) as unfinished:
-            unfinished.write_text(json.dumps(self.facts, indent=2), encoding="utf-8")
+        own = (file for file in sorted(self.folder.iterdir()) if file.name != _COMPLETE)
+        files = {file.name: file for file in own if not file.name.startswith(".")}
+        Seal.of(self.facts, files).write(self.folder / _COMPLETE)
         _make_room(int(self.cache.max_gib * 2**30), self.folder)
 
     def discard(self) -> None:
         """Let it be made anew: it is broken."""
-        (self.folder / _COMPLETE).unlink(missing_ok=True)
+        with suppress(OSError):
+            remove(self.folder / _COMPLETE)
+
+    def _make_way(self) -> None:
+        """Its folder, also where something else has the name of one."""
+        kept = self.folder.parent.parent
+        for place in (kept, kept / _LOCKS, self.folder.parent, self.folder):
+            if not place.is_dir():
+                remove(place)
+                place.mkdir(parents=True, exist_ok=True)
+
+    def _clear(self, what: str) -> None:
+        """Leave nothing but what a killed run has made of it; where it was complete once, say so and leave nothing."""
+        with suppress(OSError):
+            if os.path.lexists(self.folder / _COMPLETE):
+                log.warning("What was kept of %s in %s is damaged; it is made anew.", what, self.folder)
+                remove(self.folder)
+            self.folder.mkdir(exist_ok=True)
+            for left in self.folder.iterdir():
+                if left.is_dir():
+                    remove(left)
+            sweep(self.folder)
 
     def read_or_make(self, what: str, read: Callable[[], T | None], make: Callable[[], T]) -> T:
         """What `read` finds in the complete entry, or else what `make` makes and completes the entry with.
@@ -152,6 +180,7 @@ def _make_room(max_bytes: int, own: Path) -> None:
 def _removed(entry: Path) -> bool:
     with _lock(entry).writing_at_once() as alone:
         if alone:
-            (entry / _COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(entry, ignore_errors=True)
+            with suppress(OSError):
+                remove(entry / _COMPLETE)  # first: what is half removed is not there
+                remove(entry)
         return alone

@@ -8,7 +8,8 @@ has the folder for himself sweeps it, or when the same file is written a day lat
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from glob import escape
@@ -75,10 +76,19 @@ class PutInPlaceLater:
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="files")
         self._under_way: Future[None] | None = None
 
-    def order(self, files: Sequence[tuple[Path, Path]], obsolete: Path | None = None) -> None:
-        """Put files in place, and remove an obsolete one then; what was ordered before is waited for."""
+    def order(
+        self,
+        files: Sequence[tuple[Path, Path]],
+        last: Callable[[], tuple[Path, Path]] | None = None,
+        obsolete: Path | None = None,
+    ) -> None:
+        """Put files in place, and remove an obsolete one then; what was ordered before is waited for.
+
+        Args:
+            last: writes one more, which is put in place after them.
+        """
         self.wait()
-        self._under_way = self._thread.submit(_put_in_place_of, files, obsolete)
+        self._under_way = self._thread.submit(_put_in_place_of, files, last, obsolete)
 
     def wait(self) -> None:
         """Wait until all that was ordered is on the disk.
@@ -124,10 +134,33 @@ def sweep(folder: Path, name: str = "*", untouched_seconds: float = 0) -> None:
         with suppress(OSError):  # another process was faster
             if time.time() - left.stat().st_mtime < untouched_seconds:
                 continue
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove what has a name, be it a file, a folder or a link; nothing may be there.
+
+    Raises:
+        OSError: that was not possible.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class HeldFile:
+    """A file that can be read as long as this lives, also when its name has gone or is another file's.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        by_number = Path(f"/dev/fd/{descriptor}")
+        self.path = by_number if by_number.exists() else path
 
 
 def _beside(path: Path) -> Path:
@@ -135,8 +168,17 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}{_ENDING}")
 
 
-def _put_in_place_of(files: Sequence[tuple[Path, Path]], obsolete: Path | None) -> None:
-    put_in_place(files)
+def _put_in_place_of(
+    files: Sequence[tuple[Path, Path]], last: Callable[[], tuple[Path, Path]] | None, obsolete: Path | None
+) -> None:
+    try:
+        following = [last()] if last is not None else []
+    except BaseException:
+        for unfinished, _ in files:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        raise
+    put_in_place([*files, *following])
     if obsolete is not None:
         obsolete.unlink(missing_ok=True)
 

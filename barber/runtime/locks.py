@@ -9,6 +9,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, ReadWriteLock, Timeout
 
+from barber.runtime.files import remove
+
 log = logging.getLogger("barber")
 
 # A wait inside of SQLite hears no Ctrl-C.
@@ -39,6 +41,8 @@ class SharedLock:
     def __init__(self, path: Path, what: str) -> None:
         self._what = what
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or (path.exists() and path.stat().st_size):  # nobody's: a lock is an empty file
+            remove(path)
         try:
             self._lock = ReadWriteLock(path, is_singleton=False)  # else a thread would have what another one holds
         except sqlite3.Error as error:

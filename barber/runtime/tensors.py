@@ -10,14 +10,25 @@
 Masks are `pruned_*`: bool, True where the weight is zeroed. Scores are float32; a higher score is more worth keeping.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tensor", "as_bytes", "batches", "by_sample", "converted", "in_float32", "moved", "replaced_forward"]
+__all__ = [
+    "Tensor",
+    "as_bytes",
+    "batches",
+    "by_sample",
+    "converted",
+    "digest_of_tensors",
+    "in_float32",
+    "moved",
+    "replaced_forward",
+]
 
 
 def batches(num_samples: int, batch_size: int) -> Iterator[slice]:
@@ -91,3 +102,12 @@ def by_sample(x: Tensor, num_samples: int) -> Tensor:
 def as_bytes(tensor: Tensor) -> memoryview:
     """The numbers of a contiguous tensor on the CPU, not copied."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of tensors, whatever their order."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(as_bytes(tensor.detach().cpu().contiguous()))
+    return found.hexdigest()

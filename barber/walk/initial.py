@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from barber.methods.block import Pruned
 from barber.model.difference import packed
-from barber.runtime.files import PutInPlaceLater, written_beside, written_whole
+from barber.runtime.files import HeldFile, PutInPlaceLater, written_beside, written_whole
+from barber.runtime.seals import DamagedError, Seal
 from barber.runtime.tensors import Tensor
 
 log = logging.getLogger("barber")
@@ -22,7 +23,7 @@ log = logging.getLogger("barber")
 
 @dataclass
 class InitialMasks:
-    """The initially pruned linears of every decoder layer, in a folder with a file a layer.
+    """The initially pruned linears of every decoder layer, in a folder with a file a layer, and its seal.
 
     A file has `mask.NAME`, the pruned bits packed, and `weight.NAME`, float32, of linears whose kept weights a pruner
     has updated; of others the kept weights are the dense ones.
@@ -36,10 +37,16 @@ class InitialMasks:
     complete: bool
     _later: PutInPlaceLater = field(default_factory=PutInPlaceLater, repr=False)
     _failed: bool = False
+    _written: set[int] = field(default_factory=set, repr=False)
+    _held: list[HeldFile] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.complete:  # whoever removes the cache now does not remove them
+            self._held = [HeldFile(file) for file in sorted(self.folder.glob("layer-*.safetensors"))]
 
     def read(self, index: int, dense_OI: Mapping[str, Tensor]) -> dict[str, Pruned]:
         """The linears of a layer, given their dense weights (float32) by name."""
-        stored = load_file(self._file(index))
+        stored = load_file(self._held[index].path)
         found = {}
         for name, weight_OI in dense_OI.items():
             bits = np.unpackbits(stored[f"mask.{name}"].numpy(), count=weight_OI.numel())
@@ -63,7 +70,7 @@ class InitialMasks:
         with self._at_the_cost_of_a_warning():
             with written_beside(self._file(index)) as unfinished:
                 save_file(tensors, unfinished)
-            self._later.order([(unfinished, self._file(index))])
+            self._later.order([(unfinished, self._file(index))], lambda: self._sealed(index, unfinished))
 
     @property
     def seconds(self) -> float | None:
@@ -82,7 +89,21 @@ class InitialMasks:
         """Whether every layer has its file, on the disk."""
         with self._at_the_cost_of_a_warning():
             self._later.wait()
-        return all(self._file(index).is_file() for index in range(num_layers))
+        try:
+            for index in range(num_layers):  # a run that was killed may have written some
+                seal = Seal.read(self._seal(index))
+                if index not in self._written:
+                    seal.require(self.folder)
+        except DamagedError:
+            return False
+        return True
+
+    def _sealed(self, index: int, unfinished: Path) -> tuple[Path, Path]:
+        text = Seal.of(None, {self._file(index).name: unfinished}).text()
+        with written_beside(self._seal(index)) as seal:
+            seal.write_text(text, encoding="utf-8")
+        self._written.add(index)
+        return seal, self._seal(index)
 
     @contextmanager
     def _at_the_cost_of_a_warning(self) -> Iterator[None]:
@@ -95,6 +116,9 @@ class InitialMasks:
     @property
     def _seconds(self) -> Path:
         return self.folder / "seconds.json"
+
+    def _seal(self, index: int) -> Path:
+        return self.folder / f"layer-{index:05d}.json"
 
     def _file(self, index: int) -> Path:
         return self.folder / f"layer-{index:05d}.safetensors"

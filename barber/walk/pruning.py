@@ -1,5 +1,6 @@
 """A walk with all that goes with it: sizes that fit, a checkpoint, a report, and whoever follows it."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from barber.walk.loss_gradients import loss_gradients
 from barber.walk.report import BlockReport, Report
 from barber.walk.sizes import fitting_batch_size, graphs_fit
 from barber.walk.walk import BlockResult, Schedule, Walk
+
+log = logging.getLogger("barber")
 
 # Called with the report and the masks of every finished block; without masks (None) where the checkpoint had it.
 OnBlock = Callable[[BlockReport, BlockResult | None], None]
@@ -81,6 +84,10 @@ class Pruning:
         if weights is None:
             weights = InMemory(model, checkpoint)
         walk = self._walk(model, tokens_NL.long(), weights, checkpoint, initial)
+        if checkpoint is not None and walk.has_two_streams and not checkpoint.holds("pruned", "rebuilt"):
+            log.warning("The initial masks that the run began with have left the cache; all layers are computed again.")
+            checkpoint.drop(0)
+            walk.begin = 0
         weights.restore()
         followed = _Followed(model, walk, checkpoint, on_block, on_layer)
         followed.tell_of_finished()
@@ -90,7 +97,7 @@ class Pruning:
                 checkpoint.wait()
         if initial is not None and not initial.complete and not walk.begin:
             initial.took(walk.initial_seconds)
-        return Report(followed.blocks, walk.stopwatch.seconds, walk.initial_seconds)
+        return Report(followed.blocks, walk.stopwatch.seconds, walk.initial_seconds, walk.begin)
 
     def _walk(
         self,

@@ -50,11 +50,13 @@ class Report:
         blocks: the blocks, in the order of the walk.
         seconds: time by phase of the walk.
         initial_seconds: the part of it that computing the initial masks took, where they were not known.
+        num_resumed: layers that were finished already.
     """
 
     blocks: list[BlockReport] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     initial_seconds: float = 0.0
+    num_resumed: int = 0
 
     @property
     def linears(self) -> dict[str, dict[str, int]]:

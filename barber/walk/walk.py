@@ -149,7 +149,7 @@ class Walk:
         self._interleaves = interleaves
         # The initial masks need inputs of their own where they are not known and may not have those of the rebuilding.
         needs_inputs = self.pruner.statistic is not None and not (interleaves or knows_initial)
-        self._two_streams = bool(self.steps) and needs_inputs
+        self.has_two_streams = bool(self.steps) and needs_inputs
 
     def __iter__(self) -> Iterator[BlockResult]:
         """Prune and rebuild layer by layer; give the results of a layer's blocks when the layer is done.
@@ -205,7 +205,7 @@ class Walk:
         rebuilt, dense, targets = pruned, None, None
         if self.steps:
             targets = store.empty(*hidden.shape)
-            rebuilt = copied() if self._two_streams else Stream(inputs, hidden, self.batch_size, room())
+            rebuilt = copied() if self.has_two_streams else Stream(inputs, hidden, self.batch_size, room())
         self.streams = {"pruned": pruned.hidden, "rebuilt": rebuilt.hidden}
         if any(step.needs.dense for step in self.steps):
             dense = copied()

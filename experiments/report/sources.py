@@ -21,7 +21,7 @@ from experiments.report.errors import ReportError
 
 TABLE = ".jsonl.gz"
 # Rows a linear, which are most of a record; the folder's other files; where the code of a failed run stood.
-_LEFT_OUT = frozenset(["linears", "files", "traceback"])
+_LEFT_OUT = frozenset(["linears", "files", "digests", "traceback"])
 
 Record = dict[str, Any]
 
@@ -142,6 +142,8 @@ def _runs(file: Path, name: PurePath) -> Iterator[Found]:
 
 def _read_one(file: Path) -> Record:
     try:
-        return reading.read(file).content()
+        record = reading.read(file)
+        reading.require_file(record, file.parent / "layers.jsonl")
     except UserError as error:
         raise ReportError(str(error)) from error
+    return record.content()

@@ -1,6 +1,5 @@
 """A run that is killed, wherever that happens, is gone on with by the same command, to the same bits."""
 
-import json
 import os
 import re
 import shutil
@@ -36,6 +35,7 @@ from tests.cli.running import (
     record_of,
     save_model,
 )
+from tests.damage import DAMAGES, flip
 from tests.processes import Outcome, launch
 
 LAYERS = 4
@@ -458,31 +458,75 @@ def test_what_a_kill_left_half_written_does_no_harm(
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
+    ("name", "damage"),
     [
-        ("hf", "layer-00001.safetensors"),
-        ("hf", "activations-00002.safetensors"),
-        ("hf", "layer-00001.json"),
-        ("streamed hf", "layer-00001.safetensors"),
-        ("streamed hf", "pruned-00001.safetensors"),
+        ("layer-00001.safetensors", "half"),
+        ("activations-00002.safetensors", "a bit"),
+        ("layer-00000.json", "an empty object"),
+        ("layer-00001.json", "a folder"),
+        ("pruned-00000.safetensors", "gone"),
+        ("model.json", "a bit"),
+        ("settings.json", "nothing"),
     ],
 )
-def test_a_file_that_the_disk_has_lost_is_told_in_a_sentence_or_its_layers_are_done_anew(
-    kind: str, name: str, inputs: Path, interrupted: Path, whole: Callable[[str], Path]
+def test_damage_is_told_and_its_layers_are_done_anew(
+    name: str, damage: str, inputs: Path, interrupted: Path, whole: Callable[[str], Path], computed: list[int]
 ) -> None:
-    if kind == "streamed hf":  # the files are the same, and so may be the settings
-        settings = interrupted / "checkpoint" / "settings.json"
-        facts = json.loads(settings.read_text())
-        facts["engine"]["streaming"] = True
-        settings.write_text(json.dumps(facts))
-    path = interrupted / "checkpoint" / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    result = barber(*command(inputs, kind), f"hydra.run.dir={interrupted}")
-    if result.code == 0:
-        assert_the_same(interrupted, whole(kind))
-    else:
-        assert re.fullmatch(r"barber: [^\n]+\n", result.err)
-        assert name in result.err
+    """All of them: what the layers begin with is there for the last one only."""
+    expected = whole("hf")
+    DAMAGES[damage](interrupted / "checkpoint" / name)
+    computed.clear()
+    said = done(*command(inputs), f"hydra.run.dir={interrupted}")
+    assert len(re.findall(rf"/{re.escape(name)} [^;]*; all layers[^.]* are computed again\.", said)) == 1
+    assert computed == list(range(LAYERS))
+    assert record_of(interrupted)["resumed"] is None
+    assert_the_same(interrupted, expected)
+
+
+@pytest.mark.parametrize("kind", ["hf", "streamed hf"])
+def test_a_layer_whose_predecessor_left_its_activations_is_done_anew_alone(
+    kind: str, inputs: Path, whole: Callable[[str], Path], computed: list[int], tmp_path: Path
+) -> None:
+    out, expected = tmp_path / "run", whole(kind)
+    killed([*command(inputs, kind), f"hydra.run.dir={out}"], "model", tmp_path / "said")
+    before = shutil.copytree(out, tmp_path / "copy")
+    shutil.rmtree(out)
+    killed([*command(inputs, kind), f"hydra.run.dir={out}"], "layer-00003.json", tmp_path / "said")
+    for name in ("layer-00003.json", "layer-00003.safetensors", "pruned-00003.safetensors"):
+        shutil.copy(before / "checkpoint" / name, out / "checkpoint")
+    flip(out / "checkpoint" / "layer-00003.safetensors")
+    computed.clear()
+    said = done(*command(inputs, kind), f"hydra.run.dir={out}")
+    assert "layer-00003.safetensors is damaged, it has other bytes than were written; layers 3 to 3 are" in said
+    assert computed == [3]
+    assert_the_same(out, expected)
+
+
+# Other weights
+
+
+def test_other_weights_are_refused_by_file_unless_they_look_like_the_same(
+    inputs: Path, interrupted: Path, whole: Callable[[str], Path]
+) -> None:
+    expected, file = whole("hf"), inputs / "model" / "model.safetensors"
+    arguments = [*command(inputs), f"hydra.run.dir={interrupted}"]
+    original, times = file.read_bytes(), file.stat()
+    try:
+        flip(file, 0.2)  # in a finished layer
+        refused = [barber(*arguments, "resume=verify")]
+        os.utime(file)
+        refused.append(barber(*arguments))
+        assert finished_in(interrupted) == 2
+    finally:
+        file.write_bytes(original)  # the same with another time
+    sentence = (
+        f"hydra.run.dir holds an unfinished run of other weights: {file} is not what it was; "
+        f"put back what was there, or remove {interrupted / 'checkpoint'} to begin anew"
+    )
+    assert [complaint(result) for result in refused] == 2 * [sentence]
+    done(*arguments)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert_the_same(interrupted, expected)
 
 
 def test_layers_of_unknown_settings_are_not_mixed_with_others(inputs: Path, interrupted: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from barber.run import identity, notes, sweeps
 from barber.run.identity import counting, digest_of
 from barber.run.reading import read
 from barber.run.sweeps import objective
+from barber.runtime.seals import sealed
 from barber.walk.selection import Selection
 from barber.walk.walk import Walk
 from tests import records, tiny
@@ -302,7 +303,9 @@ def test_a_job_is_found_in_its_folder_by_the_digest_in_its_record(tokens: Path, 
 def rewrite(out: Path, **changes: Any) -> Path:
     """Change the record of the only job; its file."""
     (file,) = out.glob("*/record.json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    content = json.loads(file.read_text()) | changes
+    del content["sha256"]
+    file.write_text(json.dumps(sealed(content)))
     return file
 
 
@@ -322,8 +325,8 @@ def test_a_job_with_a_damaged_record_is_done_over(tokens: Path, tmp_path: Path) 
 
 def test_what_a_later_version_has_done_is_left_alone(tokens: Path, tmp_path: Path) -> None:
     done(*sweep(tokens, tmp_path / "out"))
-    file = rewrite(tmp_path / "out", version=3)
-    before, sentence = file.read_bytes(), "must be a record of version 2 at most, not 3: upgrade llm-barber to read it"
+    file = rewrite(tmp_path / "out", version=4)
+    before, sentence = file.read_bytes(), "must be a record of version 3 at most, not 4: upgrade llm-barber to read it"
     single = [argument for argument in sweep(tokens, tmp_path) if argument not in ("-m", f"hydra.sweep.dir={tmp_path}")]
     for arguments in (sweep(tokens, tmp_path / "out"), [*single, f"hydra.run.dir={file.parent}"]):
         result = barber(*arguments)

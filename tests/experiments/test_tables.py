@@ -74,7 +74,7 @@ def test_a_table_holds_all_of_a_record_but_rows_a_linear(write: Write, tmp_path:
     table = packed(tmp_path)
     (line,) = lines(table)
     assert line.pop("run") == "one"
-    left_out = {"linears": {}, "files": {}, "traceback": None}
+    left_out = {"linears": {}, "files": {}, "digests": {}, "traceback": None}
     assert line == {key: value for key, value in whole.items() if key not in left_out}
     assert sources.one(f"{table}#one") == line | left_out
     assert sources.one(str(folder)) == whole

@@ -243,7 +243,7 @@ def test_what_is_on_disk_are_whole_safetensors_in_the_models_dtype(streamed: boo
         assert set(tensors) == set(layer.module.state_dict(prefix=f"{layer.name}."))
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
         assert all(torch.equal(tensor, outcome.tensors[name]) for name, tensor in tensors.items())
-        reports = json.loads((tmp_path / "whole" / f"layer-{index:05d}.json").read_text())
+        reports = json.loads((tmp_path / "whole" / f"layer-{index:05d}.json").read_text())["content"]["reports"]
         assert [BlockReport(**report) for report in reports] == outcome.blocks[2 * index : 2 * index + 2]
 
 
@@ -302,7 +302,7 @@ def stream(place: Place, num_samples: int, dtype: torch.dtype, folder: Path, see
 def test_streams_are_restored_bit_by_bit(batch_size: int, place: Place, dtype: torch.dtype, tmp_path: Path) -> None:
     streams = {name: stream(place, 5, dtype, tmp_path, seed) for seed, name in enumerate(("pruned", "rebuilt"))}
     checkpoint = Checkpoint(tmp_path, 2)
-    checkpoint.write_layer(0, {"weight": torch.ones(2)})
+    checkpoint.write_layer(0, {"weight": torch.ones(2)}, "its digest")
     checkpoint.finish_layer(0, [], {}, streams, batch_size, 5)
     checkpoint.wait()
     held = load_file(tmp_path / "activations-00001.safetensors")

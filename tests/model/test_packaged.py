@@ -13,6 +13,7 @@ from barber import UserError
 from barber.model import gguf as models
 from barber.model.gguf import Packaged
 from tests import tiny
+from tests.damage import flip
 from tests.processes import launch
 
 WHOLE = bytes(range(256)) * 8
@@ -52,10 +53,15 @@ def test_the_pieces_are_joined_in_their_order_and_converted_once(packages: Path)
         mock.patch.object(models.AutoTokenizer, "from_pretrained"),
     ):
         first, second = source._folder(), source._folder()
-    assert read == [("model.gguf", WHOLE)]
+        weights = Path(first.path) / "model.safetensors"
+        flip(weights)
+        assert read == [("model.gguf", WHOLE)]  # within a process it is looked at once
+        models._was_whole.cache_clear()
+        again = weights.read_bytes(), source._folder() == first, weights.read_bytes()
+    assert again[1] and again[0] != again[2]
     assert first == second
     assert Path(first.path).parent == packages
-    assert sorted(path.suffix for path in Path(first.path).iterdir()) == [".json", ".json", ".safetensors"]
+    assert sorted(path.suffix for path in Path(first.path).iterdir()) == [".json", ".json", ".json", ".safetensors"]
 
 
 def convert_or_wait(places: str, log: str) -> str:

@@ -27,6 +27,10 @@ def interrupted(folder: Path, facts: dict[str, Any] = FACTS, layers: int = 1) ->
     return folder
 
 
+def settings_in(folder: Path) -> Any:
+    return json.loads((folder / FOLDER / "settings.json").read_text())["content"]
+
+
 def test_a_fresh_folder_gets_the_settings_and_a_lock(tmp_path: Path) -> None:
     lock, source = begin(tmp_path / "new" / "run", FACTS, may_resume=True)
     assert source is None
@@ -50,7 +54,7 @@ def test_a_run_that_was_killed_in_its_first_layer_is_in_nobodys_way(
     lock, source = begin(tmp_path / "run", facts, may_resume)
     lock.release()
     assert source is None
-    assert json.loads((tmp_path / "run" / FOLDER / "settings.json").read_text()) == json.loads(json.dumps(facts))
+    assert settings_in(tmp_path / "run") == json.loads(json.dumps(facts))
 
 
 def test_other_settings_are_refused_by_key_with_both_values_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_settings_that_cannot_be_read_are_those_of_no_run(content: str, tmp_path
     lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
     lock.release()
     assert source is None
-    assert json.loads((tmp_path / "run" / FOLDER / "settings.json").read_text()) == json.loads(json.dumps(FACTS))
+    assert settings_in(tmp_path / "run") == json.loads(json.dumps(FACTS))
 
 
 def test_layers_whose_settings_are_unknown_are_not_taken_over(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from barber.data.texts import tokenise
 from barber.methods.block import Pruned
 from barber.runtime.cache import Cache, Entry, cache_folder
-from barber.runtime.files import written_whole
+from barber.runtime.files import remove, written_whole
 from barber.runtime.locks import SharedLock
 from barber.walk.initial import InitialMasks
 from tests import tiny
+from tests.damage import DAMAGES
 from tests.processes import launch
 
 
@@ -44,7 +46,7 @@ def test_an_entry_is_made_once(folder: Path) -> None:
     assert made(Cache().entry("kind", {"a": 1})) == b"something"
     assert made(Cache().entry("kind", {"a": 1}), b"else") == b"something"
     (facts,) = folder.glob("kept/kind/*/facts.json")
-    assert json.loads(facts.read_text()) == {"a": 1}
+    assert json.loads(facts.read_text())["content"] == {"a": 1}
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), min_size=1))
@@ -71,6 +73,58 @@ def test_what_is_broken_is_made_again() -> None:
     (entry.folder / "content").unlink()
     assert made(entry, b"new") == b"new"
     assert made(entry, b"newer") == b"new"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_dropped_with_a_sentence_and_made_again(
+    damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = Cache().entry("kind", {})
+    for name in ("content", "facts.json"):
+        made(entry)
+        caplog.clear()
+        DAMAGES[damage](entry.folder / name)
+        assert made(entry, b"made again") == b"made again"
+        told = [] if (name, damage) == ("facts.json", "gone") else ["it"]  # as if it had not been finished
+        assert [record.args[0] for record in caplog.records if record.args] == told
+        assert made(entry, b"once more") == b"made again"
+        entry.discard()
+
+
+@pytest.mark.parametrize("place", ["kept", "kept/kind", "kept/kind/KEY", "kept/.locks", "kept/.locks/kind-KEY"])
+def test_something_else_in_its_place_makes_way(place: str, folder: Path) -> None:
+    entry = Cache().entry("kind", {})
+    made(entry)
+    path = folder / place.replace("KEY", entry.key)
+    was_folder = path.is_dir()
+    remove(path)
+    if was_folder:
+        path.write_bytes(b"a file")
+    else:
+        path.mkdir()
+    assert made(entry, b"new") in (b"new", b"something")
+    assert entry.is_complete
+
+
+def test_a_cache_that_vanishes_costs_work_and_nothing_else(folder: Path) -> None:
+    entry = Cache().entry("initial", {})
+    weight_OI = torch.randn(2, 8)
+    pruned = {"linear": Pruned.masking(weight_OI, weight_OI > 0)}
+    with entry.opened("the initial masks"):
+        masks = InitialMasks(entry.folder, complete=False)
+        masks.write(0, {"linear": weight_OI}, pruned)
+        assert masks.has_all(1)
+        entry.complete()
+    with entry.opened("the initial masks") as complete:
+        masks = InitialMasks(entry.folder, complete)
+        shutil.rmtree(folder)
+        assert torch.equal(masks.read(0, {"linear": weight_OI})["linear"].mask_OI, weight_OI > 0)
+    with entry.opened("the initial masks") as complete:
+        assert not complete
+        masks = InitialMasks(entry.folder, complete)
+        shutil.rmtree(folder)
+        masks.write(0, {"linear": weight_OI}, pruned)
+        assert not masks.has_all(1)
 
 
 def make_or_wait(log: str) -> bytes:
