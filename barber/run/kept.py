@@ -57,4 +57,7 @@ def initial_masks(
             return
         record.initial = Initial(known=False, seconds=masks.seconds)
         if masks.has_all(len(Decoder(model).layers)):
-            entry.complete()
+            try:
+                entry.complete()
+            except OSError as error:
+                log.warning("The initial masks are not kept for other runs: %s", error)
