@@ -226,7 +226,8 @@ def _made(key: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _refusal(f"{key} must be a folder to write to; {error}") from error
+        own = isinstance(error, FileExistsError | NotADirectoryError | PermissionError)
+        raise _refusal(f"{key} must be a folder to write to; {error}", UserError.exit_code if own else 1) from error
     return folder
 
 

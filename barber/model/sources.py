@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from barber.errors import UserError
+from barber.runtime.files import writing
 from barber.runtime.hub import offline_if_unreachable
 from barber.runtime.tensors import Tensor
 
@@ -208,8 +209,10 @@ class RandomModel:
         return model.eval()
 
     def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
-        scratch.mkdir(parents=True, exist_ok=True)
-        save(self.load(), scratch)
+        model = self.load()
+        with writing(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            save(model, scratch)
         return scratch, None
 
 

@@ -34,6 +34,7 @@ from barber.run.lifecycle import recorded
 from barber.run.notes import note_block_errors, note_report
 from barber.run.prepare import Inputs, prepare
 from barber.run.record import Resumed, RunRecord
+from barber.run.space import require_space
 from barber.run.tracking import Tracking
 from barber.run.watching import block_by_block
 from barber.runtime.distributed import Ranks, joined
@@ -140,6 +141,8 @@ class _Run:
         """Where finished layers go; those of an interrupted run with the same settings are there already."""
         experiment, calibration, ranks = self.experiment, inputs.calibration, self.ranks
         keeps = inputs.streams or (experiment.export is not None and experiment.resume == "auto")
+        if ranks.leads:
+            require_space(experiment, inputs, self.folder, keeps and calibration is not None)
         # Layers that are there already are used whether more are to be kept or not.
         if calibration is None or not (keeps or ranks.broadcast(holds_layers(self.folder))):
             return None

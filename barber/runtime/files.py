@@ -53,7 +53,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         DiskError: that was not possible.
     """
-    with writing(path), path.open("ab+", buffering=0) as lines:
+    with writing(path), path.open("ab+") as lines:
         torn = lines.seek(0, os.SEEK_END) and (lines.seek(-1, os.SEEK_END), lines.read(1))[1] != b"\n"
         lines.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
@@ -196,7 +196,8 @@ def _beside(path: Path) -> Path:
 def _put_in_place_of(files: Sequence[tuple[Path, Path]], obsolete: Path | None) -> None:
     put_in_place(files)
     if obsolete is not None:
-        obsolete.unlink(missing_ok=True)
+        with writing(obsolete):
+            obsolete.unlink(missing_ok=True)
 
 
 def _give_mode(path: Path, mode: int) -> None:
