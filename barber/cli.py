@@ -196,8 +196,9 @@ class KeepFinishedRuns(Callback):
         tells_time = "${now:" in str(OmegaConf.to_container(config.hydra.run)["dir"])  # type: ignore[index, call-overload]
         for candidate in siblings(folder) if tells_time else [folder]:
             try:
-                _held.enter_context(owned(candidate))
-                finished = successful(candidate)
+                if (finished := successful(candidate)) is None:
+                    _held.enter_context(owned(candidate))
+                    finished = successful(candidate)  # as may be by now
                 break
             except BarberError as error:
                 if not (tells_time and isinstance(error, TakenError)):
@@ -238,15 +239,16 @@ def _refusal(sentence: str, exit_code: int = UserError.exit_code) -> SystemExit:
 
 def _end_of_finished(config: DictConfig, folder: Path, record: Any) -> SystemExit:
     """The end of a run whose folder holds a finished one: nothing is left to do if it is the same, as after a kill."""
-    from barber.run.claim import clear
+    from barber.run.claim import FOLDER, clear, owned
     from barber.run.display import console, show
     from barber.run.record import FILE
     from barber.runtime.ending import first_word
 
     with suppress(OmegaConfBaseException):  # which the composing of a run would say
         if config.resume != "never" and record.digest == _digest(_root_=config):
-            with suppress(OSError):
-                clear(folder)
+            if (folder / FOLDER).exists():
+                with suppress(BarberError, OSError), owned(folder):
+                    clear(folder)
             if _TOGETHER:
                 first_word(0, "finished before")
             show(record, folder)

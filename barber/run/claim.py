@@ -46,6 +46,7 @@ def owned(folder: Path) -> Iterator[None]:
         raise TakenError(f"hydra.run.dir is the folder of a run that is still going on, {folder}; {remedy}")
     try:
         _require_kinds(folder)
+        sweep(folder)
         yield
     finally:
         removed(lock)

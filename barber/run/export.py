@@ -11,7 +11,7 @@ from barber.errors import UserError
 from barber.model.difference import Difference
 from barber.model.weights import Weights
 from barber.run.reading import is_unfinished
-from barber.runtime.files import folder_written_whole, remove_whole, sweep, written_whole
+from barber.runtime.files import folder_written_whole, remove_whole, written_whole
 from barber.runtime.tensors import Tensor
 
 
@@ -34,8 +34,7 @@ class HuggingFaceFolder:
 
     def save(self, weights: Weights, tokenizer: PreTrainedTokenizerBase | None, card: str, out: Path) -> Path:
         """Write the folder, whole or not at all; returns it."""
-        sweep(out)  # after a run that was killed here
-        if (out / "model").exists():  # or a moment later, see `check`
+        if (out / "model").exists():  # of a run that was killed a moment later, see `check`
             remove_whole(out / "model")
         with folder_written_whole(out / "model") as unfinished:
             weights.write(unfinished)
@@ -63,7 +62,6 @@ class MaskFile:
     def save(self, masks: dict[str, Tensor], out: Path) -> Path:
         """Write the file, whole or not at all; returns it."""
         path = out / "masks.safetensors"
-        sweep(out)  # after a run that was killed here
         with written_whole(path) as unfinished:
             save_file(masks, unfinished)
         return path

@@ -65,9 +65,9 @@ def differing(run: Path, whole: Path) -> str | None:
         if (whole / place / "layers.jsonl").exists() and blocks_of(run / place) != blocks_of(whole / place):
             return f"other layers.jsonl in {place}"
         for file in sorted(files_of(whole / place)):
-            if file.startswith("model/") or file == "masks.safetensors":
-                if (run / place / file).read_bytes() != (whole / place / file).read_bytes():
-                    return f"another {place / file}"
+            kept = file.startswith("model/") or file == "masks.safetensors"
+            if kept and (run / place / file).read_bytes() != (whole / place / file).read_bytes():
+                return f"another {place / file}"
     return None
 
 
@@ -103,5 +103,3 @@ def spread(num_calls: int, kinds: Iterable[str], every: int, begin: int = 0, sta
     """Faults at every so manieth call, the kinds by turns."""
     names = list(kinds)
     return [Fault(at, names[turn % len(names)], stays) for turn, at in enumerate(range(begin, num_calls, every))]
-
-
