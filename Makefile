@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # The same of what `make docs` alone needs.
 INSTALLED_DOCS := $(VENV)/installed-docs
 
-.PHONY: demo test test-fast check docs
+.PHONY: demo test test-fast test-faults check docs
 
 demo: $(INSTALLED)
 	$(BIN)/barber
@@ -16,6 +16,9 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m faults tests/faults
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
+from uuid import uuid4
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from barber.errors import BarberError, UserError, in_one_line
@@ -28,10 +29,10 @@ log = logging.getLogger("barber")
 # Of the processes that torchrun starts, one speaks and writes.
 _TOGETHER = int(os.environ.get("WORLD_SIZE", "1")) > 1
 _LEADS = not _TOGETHER or os.environ.get("RANK", "0") == "0"
-# torchrun ends all of them as soon as one has failed: seconds that the others leave to the one that speaks.
-PATIENCE = 10.0
 # The folder of the sweep that goes on in this process, and where its lines begin in the file of its jobs.
 _sweeps: list[tuple[Path, int]] = []
+# What this process has until its end: its run folder.
+_held = ExitStack()
 
 
 def main() -> None:
@@ -39,10 +40,20 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them its own way
     # A cluster's way to end a job: the record has to say so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _held.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+    sys.unraisablehook = _send_again
     _sweeps.clear()
-    with ExitStack() as stack:
+    try:
+        Path.cwd()
+    except OSError:
+        sys.exit(_say("the working folder is gone; change to one that is there", UserError.exit_code))
+    with _held:
+        if _TOGETHER:
+            from barber.runtime.ending import end_in_time
+
+            end_in_time()
         if not _LEADS:
-            sys.argv += _writing_to(stack.enter_context(tempfile.TemporaryDirectory(prefix="barber-")))
+            sys.argv += _writing_to(_held.enter_context(tempfile.TemporaryDirectory(prefix="barber-")))
         _main()
 
 
@@ -54,8 +65,10 @@ def _main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         from barber.complaints import sentence
 
-        _leave_the_word()
         sys.exit(_say(sentence(error), UserError.exit_code))
+    except OSError as error:  # Hydra's, of its own files in the run folder
+        _summarise()
+        sys.exit(_say(_about(error), 1))
     except KeyboardInterrupt:
         _summarise()
         sys.exit(_say("interrupted", 130))
@@ -69,6 +82,15 @@ def _main() -> None:
         _summarise()  # a launcher or a sweeper that gave up
         sys.exit(_say(f"the sweep has ended early: {error}", 1))
     sys.exit(_summarise())
+
+
+def _send_again(lost: Any) -> None:
+    """Python drops what a signal raises in a destructor: let it come once more, a moment later."""
+    number = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(lost.exc_type)
+    if number is None:
+        sys.__unraisablehook__(lost)
+    else:
+        Timer(0.1, os.kill, (os.getpid(), number)).start()
 
 
 def _summarise() -> int:
@@ -89,17 +111,15 @@ def _job(config: DictConfig) -> float | None:
         if is_one_of_many:
             return _one_of_many(config, hydra_config)
         _single(config, hydra_config)
-    except BarberError as error:
-        log.debug("The run failed.", exc_info=True)  # run.log has the traceback, the console one sentence
-        exit_code = _say(str(error), error.exit_code)
-        _leave_the_word()
+    except (BarberError, OSError) as error:
+        _keep_the_traceback(error)
+        exit_code = _say(*((str(error), error.exit_code) if isinstance(error, BarberError) else (_about(error), 1)))
         traceback.clear_frames(error.__traceback__)  # with the frames of a failed job its model would stay
         if not is_one_of_many:  # here Hydra would add a line of its own to an exception
             raise SystemExit(exit_code) from error
     except Exception as error:
-        log.debug("The run failed.", exc_info=True)
+        _keep_the_traceback(error)
         exit_code = _say(f"{in_one_line(error)} (run.log has the traceback)", 1)
-        _leave_the_word()
         traceback.clear_frames(error.__traceback__)
         if not is_one_of_many:
             raise SystemExit(exit_code) from error
@@ -162,27 +182,40 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
 
 
 class KeepFinishedRuns(Callback):
-    """Refuse an output folder with a finished run in it, before Hydra writes its own files there."""
+    """Claim the output folder, and refuse one with another finished run in it, before Hydra writes its files there."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Look into the folder of a single run."""
+        """Look into the folder of a single run; one that is named after the time may become another."""
+        from barber.run.claim import TakenError, owned, siblings
         from barber.run.reading import successful
-        from barber.run.record import FILE
 
         HydraConfig.instance().set_config(config)  # its name asks for the choices, which Hydra would set up later
         folder = _made("hydra.run.dir", Path(config.hydra.run.dir))
-        try:
-            is_finished = successful(folder) is not None
-        except UserError as error:
-            raise _refusal(str(error)) from error
-        if is_finished:
-            raise _refusal(f"hydra.run.dir must not hold a finished run, but there is {folder / FILE}; choose another")
+        if not _LEADS:
+            return
+        tells_time = "${now:" in str(OmegaConf.to_container(config.hydra.run)["dir"])  # type: ignore[index, call-overload]
+        for candidate in siblings(folder) if tells_time else [folder]:
+            try:
+                if (finished := successful(candidate)) is None:
+                    _held.enter_context(owned(candidate))
+                    finished = successful(candidate)  # as may be by now
+                break
+            except BarberError as error:
+                if not (tells_time and isinstance(error, TakenError)):
+                    raise _refusal(str(error), error.exit_code) from error
+        if candidate != folder:
+            with read_write(config), open_dict(config):
+                config.hydra.run.dir = str(candidate)
+            HydraConfig.instance().set_config(config)
+        if finished is not None:
+            raise _end_of_finished(config, candidate, finished)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin a sweep."""
-        from barber.run.sweeps import position
+        from barber.run.sweeps import SWEEP, position
 
         HydraConfig.instance().set_config(config)
+        os.environ[SWEEP] = uuid4().hex
         if _TOGETHER:
             raise _refusal("torchrun shares out one run and not a sweep; start each of its jobs under torchrun")
         folder = _made("hydra.sweep.dir", Path(config.hydra.sweep.dir))
@@ -194,32 +227,52 @@ def _made(key: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _refusal(f"{key} must be a folder to write to; {error}") from error
+        own = isinstance(error, FileExistsError | NotADirectoryError | PermissionError)
+        raise _refusal(f"{key} must be a folder to write to; {error}", UserError.exit_code if own else 1) from error
     return folder
 
 
-def _refusal(sentence: str) -> SystemExit:
+def _refusal(sentence: str, exit_code: int = UserError.exit_code) -> SystemExit:
     """The end of the program for a mistake that a callback has found: Hydra turns its Exceptions into warnings."""
-    exit_code = _say(sentence, UserError.exit_code)
-    _leave_the_word()
-    return SystemExit(exit_code)
+    return SystemExit(_say(sentence, exit_code))
+
+
+def _end_of_finished(config: DictConfig, folder: Path, record: Any) -> SystemExit:
+    """The end of a run whose folder holds a finished one: nothing is left to do if it is the same, as after a kill."""
+    from barber.run.claim import FOLDER, clear, owned
+    from barber.run.display import console, show
+    from barber.run.record import FILE
+    from barber.runtime.ending import first_word
+
+    with suppress(OmegaConfBaseException):  # which the composing of a run would say
+        if config.resume != "never" and record.digest == _digest(_root_=config):
+            if (folder / FOLDER).exists():
+                with suppress(BarberError, OSError), owned(folder):
+                    clear(folder)
+            if _TOGETHER:
+                first_word(0, "finished before")
+            show(record, folder)
+            console.print(f"\nFinished before, {record.finished}.")
+            return SystemExit(0)
+    return _refusal(f"hydra.run.dir must not hold a finished run, but there is {folder / FILE}; choose another")
 
 
 def _digest(*, _root_: DictConfig) -> str:
-    """Twelve characters that tell the jobs of a sweep apart and find a job's folder again."""
+    """What tells the jobs of a sweep apart."""
     from barber.run.identity import digest_of
 
     own = OmegaConf.create({str(key): node for key, node in _root_.items_ex(resolve=False) if key != "hydra"})
     values = OmegaConf.to_container(own, resolve=True)
     assert isinstance(values, dict)
-    return digest_of({str(key): value for key, value in values.items()})[:12]
+    return digest_of({str(key): value for key, value in values.items()})
 
 
 def _job_folder(*, _root_: DictConfig) -> str:
     """The name of a job's folder in that of its sweep: a job that was done under another name is found."""
     from barber.run.reading import folder_of_job
 
-    return folder_of_job(Path(_root_.hydra.sweep.dir), str(_root_.name), _digest(_root_=_root_)).name
+    # Twelve characters are enough for one sweep.
+    return folder_of_job(Path(_root_.hydra.sweep.dir), str(_root_.name), _digest(_root_=_root_)[:12]).name
 
 
 def _choices(choices: Mapping[Any, Any], config: Mapping[Any, Any]) -> dict[str, str | None]:
@@ -253,13 +306,30 @@ def _writing_to(folder: str) -> list[str]:
     return [*folders, "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 
 
-def _leave_the_word() -> None:
-    """Let the process that speaks fail first, if it does: torchrun ends the others then."""
-    if not _LEADS:
-        time.sleep(PATIENCE)
+def _keep_the_traceback(error: Exception) -> None:
+    """For run.log; the console gets one sentence."""
+    from barber.run.claim import TakenError
+
+    with suppress(OSError):  # a full disk may be what the run has failed of
+        if not isinstance(error, TakenError):  # whose log is another run's
+            log.debug("The run failed.", exc_info=error)
+
+
+def _about(error: OSError) -> str:
+    """An error of the system's, with the file that it is about, or else the folder."""
+    where = error.filename
+    with suppress(Exception):  # there may be no folder yet
+        where = where or HydraConfig.get().run.dir
+    reason = error.strerror or str(error).partition("\n")[0]
+    return f"{where}: {reason}" if where else reason
 
 
 def _say(sentence: str, exit_code: int) -> int:
-    if _LEADS:
-        print(f"barber: {sentence}", file=sys.stderr)
+    """Say why the program ends, once; returns the exit code."""
+    if _TOGETHER:
+        from barber.runtime.ending import first_word
+
+        if not first_word(exit_code, sentence).is_own:
+            return exit_code
+    print(f"barber: {sentence}", file=sys.stderr)
     return exit_code

@@ -26,6 +26,10 @@ class UserError(BarberError, ValueError):
         self.field = field
 
 
+class DiskError(BarberError, OSError):
+    """What a disk does not take: which file, and why. It is full, read-only or failing, or something is in the way."""
+
+
 class NumericsError(BarberError):
     """NaN or infinite activations, losses or scores: the run stops, naming the layer and the linear."""
 

@@ -47,6 +47,10 @@ SLOW = {
 }
 
 
+#: Campaigns, for `make test-faults` alone.
+FAULTS = Path(__file__).parent / "faults"
+
+
 def is_slow(path: Path) -> bool:
     slow = [Path(__file__).parent / place for place in SLOW]
     return any(place == path or place in path.parents for place in slow)
@@ -54,7 +58,16 @@ def is_slow(path: Path) -> bool:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """What is left out is not even imported."""
-    return True if config.getoption("markexpr") == "not slow" and is_slow(collection_path) else None
+    chosen = config.getoption("markexpr")
+    if FAULTS in collection_path.parents and chosen != "faults" and not _is_named(config, collection_path):
+        return True
+    return True if chosen == "not slow" and is_slow(collection_path) else None
+
+
+def _is_named(config: pytest.Config, path: Path) -> bool:
+    """Whether the command line asks for the file or its folder."""
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return any(one == path or (FAULTS in (one, *one.parents) and one in path.parents) for one in named)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,6 +75,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_slow(item.path):
             item.add_marker(pytest.mark.slow)
+        if FAULTS in item.path.parents:
+            item.add_marker(pytest.mark.faults)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The counts of the campaigns."""
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, value in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{report.nodeid}: {name} {value}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ from torch import distributed
 # Not barber.cli: it looks at the rank when it is imported.
 _IMPORTED_BEFORE = [
     "barber.config",
-    "barber.run.display",
+    "barber.run.runner",
     "hydra.main",
     "hydra._internal.config_loader_impl",
     "transformers.models.llama.modeling_llama",
@@ -45,10 +45,12 @@ def launch(
     folder: Path,
     timeout: float = 60,
     first_failure_ends_all: bool = False,
+    patience: float | None = None,
 ) -> list[Outcome]:
     """Call a function of a module in `size` processes; `folder` is for what they say and return.
 
-    With `first_failure_ends_all` the others are told to end when one has failed, as torchrun does.
+    With `first_failure_ends_all` the others are told to end when one has failed, as torchrun does. With `patience` they
+    have so many seconds for it, told or not.
 
     Raises:
         TimeoutError: some have not ended in time; they are killed.
@@ -74,7 +76,12 @@ def launch(
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and any(process.is_alive() for process in processes):
         time.sleep(0.02)
-        if first_failure_ends_all and any(process.exitcode for process in processes):
+        if not any(process.exitcode for process in processes):
+            continue
+        if patience is not None:
+            deadline, patience = min(deadline, time.monotonic() + patience), None
+        if first_failure_ends_all:
+            first_failure_ends_all = False
             for process in processes:
                 process.terminate()
     hanging = [rank for rank, process in enumerate(processes) if process.is_alive()]

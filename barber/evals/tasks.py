@@ -19,6 +19,7 @@ import yaml
 
 from barber.data.datasets import DEFAULT_FOLDER, find, read_rows
 from barber.errors import UserError, within
+from barber.runtime.files import writing
 from barber.runtime.hub import offline_if_unreachable
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -84,9 +85,10 @@ class TaskFolder:
             **{key: None for key in _SPLITS if own.get(key) is not None and own[key] not in found},
             **self.config.get(name, {}),
         }
-        self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        with writing(path):
+            self.out.mkdir(parents=True, exist_ok=True)
+            path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         return path, found[measured]
 
     def _find(self, name: str, wanted: list[str], own: dict[str, Any]) -> dict[str, Path]:

@@ -32,10 +32,12 @@ class Engine:
             finished, instead of loading the model; `auto`: where the model does not fit into memory.
         activations: where the samples wait between two layers: on the `device`, in `host` memory, on `disk`, or
             `auto`: the first of them that has room.
+        disk_check: refuse a run for which the run folder's disk has too little room, before it begins.
     """
 
     streaming: bool | Literal["auto"] = "auto"
     activations: Place = "auto"
+    disk_check: bool = True
 
     def streams(self, source: ModelSource) -> bool:
         """Whether the model is streamed."""

@@ -31,6 +31,7 @@ from transformers import (
 from barber.errors import UserError, first_sentence
 from barber.model.families import family_of
 from barber.model.folders import check_folder, check_shapes, holds_weights
+from barber.runtime.files import writing
 from barber.runtime.hub import offline_if_unreachable
 from barber.runtime.tensors import Tensor
 
@@ -216,8 +217,10 @@ class RandomModel:
         return model.eval()
 
     def folder(self, scratch: Path) -> tuple[Path, torch.dtype | None]:
-        scratch.mkdir(parents=True, exist_ok=True)
-        save(self.load(), scratch)
+        model = self.load()
+        with writing(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            save(model, scratch)
         return scratch, None
 
     def files(self) -> list[Path]:

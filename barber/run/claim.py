@@ -3,7 +3,9 @@
 import json
 import logging
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,60 @@ from filelock import BaseFileLock
 
 from barber.errors import UserError
 from barber.model.checkpoint import MODEL
-from barber.runtime.files import remove, sweep
-from barber.runtime.locks import locked
+from barber.run.record import FILE
+from barber.runtime.files import remove, sweep, writing
+from barber.runtime.locks import left_behind, locked, removed
 from barber.runtime.seals import DamagedError, Seal
 
 log = logging.getLogger("barber")
 
 FOLDER = "checkpoint"
 _FACTS = "settings.json"
-_LOCK = "lock"
-_TIME = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
+_LOCK = ".lock"
+_TIME = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
+# What a run writes under these names is not to end in a folder, or in somebody else's file behind a link.
+_FILES = (FILE, "layers.jsonl", "loss.png", "block_errors.png", "run.log", "masks.safetensors")
+_FOLDERS = (".hydra", FOLDER, "model", "tasks")
 
 
-def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> tuple[BaseFileLock, Path | None]:
-    """Make a run's checkpoint folder, or take over that of a run that was interrupted.
+class TakenError(UserError):
+    """Another run has the folder."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Have a run folder for oneself inside this context, from the first write to the last.
+
+    Raises:
+        TakenError: another run has it.
+        UserError: something in it is in the way.
+        DiskError: it cannot be written to.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = locked(folder / _LOCK)
+    if lock is None:
+        file = left_behind(folder / _LOCK)
+        remedy = f"choose another{f', or delete {file} where none is' if file else ''}"
+        raise TakenError(f"hydra.run.dir is the folder of a run that is still going on, {folder}; {remedy}")
+    try:
+        _require_kinds(folder)
+        sweep(folder)
+        yield
+    finally:
+        removed(lock)
+
+
+def siblings(folder: Path) -> Iterator[Path]:
+    """A folder whose name tells the time, and others for runs of the same second."""
+    yield folder
+    for number in count(2):
+        name = _TIME.sub(rf"\g<0>-{number}", folder.name)
+        yield folder.with_name(name if name != folder.name else f"{name}-{number}")
+
+
+def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> Path | None:
+    """Make the checkpoint folder of a run that owns its folder, or take over that of a run that was interrupted.
 
     Args:
         folder: of the run.
@@ -32,31 +74,26 @@ def begin(folder: Path, facts: dict[str, Any], may_resume: bool) -> tuple[BaseFi
         may_resume: whether to go on with an interrupted run: that of this folder, or of one beside it whose name
             differs in nothing but the time that it begins with.
 
-    Returns the lock, to be held as long as the run goes on, and the folder that an interrupted run's layers came from.
+    Returns the folder that an interrupted run's layers came from.
 
     Raises:
-        UserError: the folder holds an unfinished run that must not be gone on with, or one that is still going on.
+        UserError: the folder holds an unfinished run that must not be gone on with.
+        DiskError: it cannot be written.
     """
     own = folder / FOLDER
     facts = json.loads(json.dumps(facts))
-    if own.exists():
-        lock = _locked(folder)
-        try:
+    with writing(own):
+        if own.exists():
             if _goes_on(folder, facts, may_resume):
                 sweep(own)
-                return lock, folder
-            _clear(own)
-        except BaseException:
-            lock.release()
-            raise
-        lock.release()
-    for other in _of_the_same_name(folder) if may_resume else ():
-        if (taken := _taken_over(other, own, facts)) is not None:
-            return taken, other.parent
-    own.mkdir(parents=True, exist_ok=True)
-    lock = _locked(folder)
+                return folder
+            clear(folder)
+        for other in _of_the_same_name(folder) if may_resume else ():
+            if _taken_over(other, own, facts):
+                return other.parent
+        own.mkdir(exist_ok=True)
     Seal(facts).write(own / _FACTS)
-    return lock, None
+    return None
 
 
 def holds_layers(folder: Path) -> bool:
@@ -64,14 +101,15 @@ def holds_layers(folder: Path) -> bool:
     return any((folder / FOLDER).glob("layer-*.json"))
 
 
-def require_idle(folder: Path) -> None:
-    """Refuse a run folder in which a run goes on.
-
-    Raises:
-        UserError: one does.
-    """
-    if (folder / FOLDER / _LOCK).exists():
-        _locked(folder).release()
+def clear(folder: Path) -> None:
+    """Remove what checkpoints consist of from a run folder, and their folder if that was all."""
+    own = folder / FOLDER
+    # Where nothing says any more what the layers are, nobody goes on with them.
+    for pattern in (_FACTS, "layer-*", "pruned-*", "activations-*", ".*.unfinished", MODEL, "lock"):
+        for file in own.glob(pattern):
+            remove(file)
+    with suppress(OSError):
+        own.rmdir()
 
 
 def _goes_on(folder: Path, facts: dict[str, Any], may_resume: bool) -> bool:
@@ -95,32 +133,24 @@ def _goes_on(folder: Path, facts: dict[str, Any], may_resume: bool) -> bool:
     return True
 
 
-def _taken_over(other: Path, own: Path, facts: dict[str, Any]) -> BaseFileLock | None:
-    """Move another run's layers here; returns their lock, or None where they are others or another run has them."""
+def _taken_over(other: Path, own: Path, facts: dict[str, Any]) -> bool:
+    """Move another run's layers here; False where they are others, or another run has them."""
 
     def fits() -> bool:
         return _facts_in(other) == facts and holds_layers(other.parent)
 
-    if not fits() or (lock := _lock(other)) is None:
-        return None
+    if not fits() or (lock := _lock(other.parent)) is None:
+        return False
     try:
         if fits():  # still, now that nobody else can move them
             sweep(other)
             other.rename(own)
-            return lock
+            return True
     except OSError:
         pass
-    lock.release()
-    return None
-
-
-def _clear(own: Path) -> None:
-    """Remove what checkpoints consist of, and the folder if that was all."""
-    for pattern in ("layer-*", "pruned-*", "activations-*", ".*.unfinished", MODEL, _FACTS, _LOCK):
-        for file in own.glob(pattern):
-            remove(file)
-    with suppress(OSError):
-        own.rmdir()
+    finally:
+        removed(lock)
+    return False
 
 
 def _of_the_same_name(folder: Path) -> list[Path]:
@@ -156,11 +186,14 @@ def _flat(node: Any, key: str = "") -> dict[str, Any]:
     return flat
 
 
-def _locked(folder: Path) -> BaseFileLock:
-    lock = _lock(folder / FOLDER)
-    if lock is None:
-        raise UserError(f"hydra.run.dir is the folder of a run that is still going on, {folder}; choose another")
-    return lock
+def _require_kinds(folder: Path) -> None:
+    for names, kind, is_one in ((_FILES, "file", Path.is_file), (_FOLDERS, "folder", Path.is_dir)):
+        for path in (folder / name for name in names):
+            if path.is_symlink() or (path.exists() and not is_one(path)):
+                raise UserError(
+                    f"hydra.run.dir must hold a {kind} of its own or nothing as {path.name}, not what is {path}; "
+                    "remove it, or choose another"
+                )
 
 
 def _lock(folder: Path) -> BaseFileLock | None:

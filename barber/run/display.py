@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from barber.errors import DiskError
 from barber.evals.results import PerplexityResult, StageResults, TaskResult, ZeroShotResult
 from barber.run.record import FILE, RunRecord
+from barber.runtime.files import writing
 from barber.walk.report import BlockReport
 
 console = Console(highlight=False)
@@ -20,6 +22,29 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         console.print(self.format(record), markup=False, soft_wrap=True)
+
+
+class LogFile(logging.FileHandler):
+    """run.log. A disk that takes no line of it ends the run; after that it is silent, for the run has to end."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, encoding="utf-8", delay=True)
+        self._failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._failed:
+            return
+        try:
+            with writing(Path(self.baseFilename)):
+                super().emit(record)
+        except DiskError:
+            self._failed = True
+            self.stream = None  # what is left of the line would fail again
+            raise
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """It is called where the error is at hand."""
+        raise
 
 
 def progress(visible: bool = True) -> Progress:

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from barber.errors import UserError
 from barber.model.difference import Difference
 from barber.model.weights import Weights
-from barber.runtime.files import folder_written_whole, sweep, written_whole
+from barber.run.reading import is_unfinished
+from barber.runtime.files import folder_written_whole, remove_whole, written_whole
 from barber.runtime.tensors import Tensor
 
 
@@ -18,16 +19,23 @@ from barber.runtime.tensors import Tensor
 class HuggingFaceFolder:
     """The pruned model with its tokenizer and a model card, as safetensors, in `model/` of the run folder."""
 
-    def check(self, out: Path) -> None:
-        """Refuse a run folder where an earlier run left its model: it is not ours to replace."""
-        if (out / "model").exists():
+    def check(self, out: Path, digest: str) -> None:
+        """Refuse a run folder where an earlier run left its model: it is not ours to replace.
+
+        That of a run which was killed after it had written its model, and which goes on now, is.
+
+        Args:
+            digest: of the run's config.
+        """
+        if (out / "model").exists() and not is_unfinished(out, digest):
             raise UserError(
                 f"hydra.run.dir must not hold an exported model, but there is {out / 'model'}; choose another"
             )
 
     def save(self, weights: Weights, tokenizer: PreTrainedTokenizerBase | None, card: str, out: Path) -> Path:
         """Write the folder, whole or not at all; returns it."""
-        sweep(out)  # after a run that was killed here
+        if (out / "model").exists():  # of a run that was killed a moment later, see `check`
+            remove_whole(out / "model")
         with folder_written_whole(out / "model") as unfinished:
             weights.write(unfinished)
             if tokenizer is not None:
@@ -43,7 +51,7 @@ class MaskFile:
     Each holds the pruned bits (1 = pruned) of the flattened weight (O, I), packed big-endian as numpy.packbits does.
     """
 
-    def check(self, out: Path) -> None:
+    def check(self, out: Path, digest: str) -> None:
         """Nothing to refuse: a file is replaced whole."""
 
     def collect(self, masks: dict[str, Tensor], differences: Mapping[str, Difference]) -> None:
@@ -54,7 +62,6 @@ class MaskFile:
     def save(self, masks: dict[str, Tensor], out: Path) -> Path:
         """Write the file, whole or not at all; returns it."""
         path = out / "masks.safetensors"
-        sweep(out)  # after a run that was killed here
         with written_whole(path) as unfinished:
             save_file(masks, unfinished)
         return path

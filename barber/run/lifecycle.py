@@ -2,12 +2,12 @@
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from barber.errors import BarberError, in_one_line
+from barber.errors import BarberError, DiskError, in_one_line
 from barber.run.record import RunRecord
 from barber.run.tracking import Tracking
 
@@ -20,27 +20,27 @@ def recorded(record: RunRecord, folder: Path, tracking: Tracking, leads: bool) -
         leads: whether this process writes.
 
     Raises:
-        BarberError: the device is out of memory; any other error as it is.
+        BarberError: the device is out of memory, or the disk does not take the record; any other error as it is.
     """
 
-    def finish(error: str | None) -> None:
-        record.error = error
-        if error is not None:
-            record.traceback = traceback.format_exc()
+    def fail(error: str) -> None:
+        record.error, record.traceback = error, traceback.format_exc()
         if leads:
-            record.finish("success" if error is None else "failed", folder)
+            with suppress(DiskError):  # it may be what the run fails of
+                record.finish("failed", folder)
 
     if leads:
         record.write(folder)
     try:
         yield
-        finish(None)
+        if leads:
+            record.finish("success", folder)
     except torch.OutOfMemoryError as error:
         message = "out of memory on the device: a smaller batch_size or engine.activations=host needs less"
-        finish(message)
+        fail(message)
         raise BarberError(message) from error
     except BaseException as error:
-        finish(in_one_line(error))
+        fail(in_one_line(error))
         raise
     finally:
         tracking.finish(record)

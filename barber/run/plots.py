@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from barber.runtime.files import written_whole
 from barber.walk.report import BlockReport
 
 
@@ -24,7 +25,8 @@ def plot_losses(blocks: Sequence[BlockReport], title: str, path: Path) -> None:
     axes[0].set_ylabel("mean squared error of the block's output")
     axes[0].legend(frameon=False)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
 
 
 def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float | None]]], title: str, path: Path) -> None:
@@ -45,7 +47,8 @@ def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float | Non
     axes[0].set_ylabel("squared distance from the dense model,\nas a share of the dense output's square")
     axes[0].legend(frameon=False)
     figure.suptitle(f"{title}: block outputs on {', '.join(texts)}")
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
 
 
 _COLORS = {"pruned": "#9aa0a6", "rebuilt": "#c5221f"}

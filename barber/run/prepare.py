@@ -44,8 +44,6 @@ def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Pat
             experiment.allocation.check(experiment.pattern)
     if experiment.tracker is not None:
         experiment.tracker.check()
-    if experiment.export is not None and ranks.leads:
-        experiment.export.check(folder)
     device = local_device(resolve_device(experiment.device))
     with within("precision"):
         experiment.precision.check(device)

@@ -89,6 +89,15 @@ def successful(folder: Path) -> RunRecord | None:
     return record if record.status == "success" else None
 
 
+def is_unfinished(folder: Path, digest: str) -> bool:
+    """Whether a run with a config of this digest has begun in a folder and has not succeeded."""
+    try:
+        record = read(folder)
+    except UserError:
+        return False
+    return record.status != "success" and record.digest == digest
+
+
 def folder_of_job(sweep: Path, name: str, digest: str) -> Path:
     """Where a job of a sweep is, or is to go: found by its digest alone, finished ones first, else NAME-DIGEST.
 

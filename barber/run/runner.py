@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import BaseFileLock
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from barber.data.calibration import CalibrationSet
 from barber.data.texts import tokenizer_digest
 from barber.errors import within
 from barber.methods.patterns import Pattern, Unstructured
@@ -29,7 +29,7 @@ from barber.model.sources import skeleton
 from barber.model.weights import Stage, Weights
 from barber.run import display
 from barber.run.card import model_card
-from barber.run.claim import FOLDER, begin, holds_layers, require_idle
+from barber.run.claim import FOLDER, begin, holds_layers
 from barber.run.experiment import Experiment
 from barber.run.export import MaskFile
 from barber.run.identity import counting, digest_of
@@ -38,9 +38,11 @@ from barber.run.lifecycle import recorded
 from barber.run.notes import note_block_errors, note_report
 from barber.run.prepare import Inputs, prepare
 from barber.run.record import Resumed, RunRecord
+from barber.run.space import require_space
 from barber.run.tracking import Tracking
 from barber.run.watching import block_by_block
 from barber.runtime.distributed import Ranks, joined
+from barber.runtime.ending import together
 from barber.runtime.memory import peak_memory, reset_peak_memory
 from barber.runtime.tensors import Tensor
 from barber.runtime.timing import Stopwatch
@@ -61,6 +63,8 @@ def run(
 ) -> RunRecord:
     """Carry out an experiment; `folder` then holds its record, layers.jsonl, loss.png and what it exports.
 
+    Whoever calls this owns the folder.
+
     Args:
         config: the resolved config, for the record and the model card.
         overrides: the command line's share in it.
@@ -72,15 +76,17 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     record = RunRecord.begin(config, overrides, dict(choices or {}), digest_of(config))
     with joined() as ranks:
-        if ranks.leads:
-            require_idle(folder)
+        if experiment.export is not None and ranks.leads:
+            experiment.export.check(folder, record.digest)  # before this run's own record takes the place of another
         tracking = Tracking(experiment.tracker if ranks.leads else None)
         run_ = _Run(experiment, record, tracking, folder, ranks)
         with recorded(record, folder, tracking, ranks.leads):
             try:
-                run_.carry_out()
+                with together(ranks.size):
+                    run_.carry_out()
             finally:
                 run_.clean_up()
+        run_.discard()
     return record
 
 
@@ -92,7 +98,6 @@ class _Run:
     folder: Path
     ranks: Ranks
     checkpoint: Checkpoint | None = None
-    lock: BaseFileLock | None = None
     opened: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -116,39 +121,41 @@ class _Run:
             self._measure("rebuilt" if experiment.steps else "pruned", model, weights, inputs)
             self._export(weights, inputs, masks)
         note_block_errors(record, self.folder, experiment.name)
-        if self.checkpoint is not None:
-            self.checkpoint.remove()
-            self.checkpoint = None
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
     def clean_up(self) -> None:
-        """Remove what nobody can use any more, and let others have the run folder."""
+        """Remove what nobody can use any more."""
         try:
             if self.checkpoint is not None and not self.checkpoint.num_finished:
                 self.checkpoint.remove()
         except OSError as error:  # a full disk, which is not to hide what the run failed of
             log.warning("The checkpoint is not complete: %s", error)
         finally:
-            if self.lock is not None:
-                self.lock.release()
             if self.opened:
                 shutil.rmtree(self.folder / SOURCE, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the finished layers, now that the record says success: until then the same command needs them."""
+        try:
+            if self.checkpoint is not None:
+                self.checkpoint.remove()
+        except OSError as error:
+            log.warning("%s is of no use any more and cannot be removed: %s", self.folder / FOLDER, error)
 
     def _begin(self, inputs: Inputs) -> Checkpoint | None:
         """Where finished layers go; those of an interrupted run with the same settings are there already."""
         experiment, calibration, ranks = self.experiment, inputs.calibration, self.ranks
         keeps = inputs.streams or (experiment.export is not None and experiment.resume != "never")
+        if ranks.leads:
+            require_space(experiment, inputs, self.folder, keeps and calibration is not None)
         # Layers that are there already are used whether more are to be kept or not.
         if calibration is None or not (keeps or ranks.broadcast(holds_layers(self.folder))):
             return None
         source: Path | None = None
         num_layers = len(Decoder(skeleton(experiment.model.config())).layers)
         if ranks.leads:
-            facts = counting(self.record.config, "layers")
-            versions = {name: self.record.versions[name] for name in ("torch", "transformers")}
-            facts |= {"calibration_digest": calibration.digest, "processes": ranks.size, "version": versions}
-            facts["tokenizer_digest"] = tokenizer_digest(inputs.tokenizer)
-            self.lock, source = begin(self.folder, facts, may_resume=experiment.resume != "never")
+            facts = _facts_of_layers(self.record, calibration, inputs.tokenizer, ranks.size)
+            source = begin(self.folder, facts, may_resume=experiment.resume != "never")
             if source is not None:
                 drop_damaged(Checkpoint(self.folder / FOLDER, num_layers))
         folder = ranks.broadcast(self.folder)
@@ -284,6 +291,18 @@ class _Run:
                 return
             card = model_card(experiment, record)
             record.files["model"] = experiment.export.save(weights, inputs.tokenizer, card, self.folder).name
+
+
+def _facts_of_layers(
+    record: RunRecord, calibration: CalibrationSet, tokenizer: PreTrainedTokenizerBase | None, processes: int
+) -> dict[str, Any]:
+    """What finished layers depend on, beside the weights."""
+    return counting(record.config, "layers") | {
+        "calibration_digest": calibration.digest,
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "processes": processes,
+        "version": {name: record.versions[name] for name in ("torch", "transformers")},
+    }
 
 
 def _seed_everything(seed: int) -> None:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,15 +19,19 @@ from rich.table import Table
 
 from barber.errors import UserError, in_one_line
 from barber.evals.results import StageResults
+from barber.run.claim import clear, owned
 from barber.run.display import console, headline
 from barber.run.reading import successful
 from barber.run.record import FILE, RunRecord
+from barber.runtime.files import append_line
 from barber.runtime.locks import locked
-from barber.runtime.plain import plain
+from barber.runtime.plain import plain, typed
 
 log = logging.getLogger("barber")
 
 JOBS = "jobs.jsonl"
+# Where launchers' processes find which sweep theirs is: another one may go on in the same folder.
+SWEEP = "BARBER_SWEEP"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Job:
     status: Literal["done", "skipped", "failed"]
     seconds: float
     error: str | None = None
+    sweep: str | None = None
 
 
 def carry_out(
@@ -59,18 +64,20 @@ def carry_out(
     start = time.perf_counter()
 
     def note(status: Literal["done", "skipped", "failed"], error: str | None = None) -> None:
-        job = Job(str(folder), overrides, status, round(time.perf_counter() - start, 1), error)
-        with (sweep / JOBS).open("a", encoding="utf-8") as lines:  # one write: whole, whoever else writes
-            lines.write(json.dumps(asdict(job)) + "\n")
+        seconds = round(time.perf_counter() - start, 1)
+        job = Job(str(folder), overrides, status, seconds, error, os.environ.get(SWEEP))
+        append_line(sweep / JOBS, json.dumps(asdict(job)))
 
     try:
-        found = successful(folder)
-        if may_skip and found is not None and found.digest == digest:
-            log.info("Done before, %s: %s", found.finished, folder)
-            note("skipped")
-            return found.results
-        with free_gpu() as device:
-            record = run(device)
+        with owned(folder):
+            found = successful(folder)
+            if may_skip and found is not None and found.digest == digest:
+                clear(folder)  # after a kill when all was done
+                log.info("Done before, %s: %s", found.finished, folder)
+                note("skipped")
+                return found.results
+            with free_gpu() as device:
+                record = run(device)
     except (KeyboardInterrupt, SystemExit):
         note("failed", "interrupted")
         raise
@@ -128,13 +135,20 @@ def position(sweep: Path) -> int:
     return jobs.stat().st_size if jobs.exists() else 0
 
 
+def _jobs_since(sweep: Path, begin: int) -> list[Job]:
+    """The jobs of this sweep, less lines that a kill or a full disk has torn."""
+    jobs = []
+    for line in (sweep / JOBS).read_bytes()[begin:].splitlines():
+        with suppress(ValueError):
+            jobs.append(typed(Job, json.loads(line)))
+    return [job for job in jobs if job.sweep in (None, os.environ.get(SWEEP))]
+
+
 def summary(sweep: Path, begin: int) -> int:
     """Show what became of the jobs since `begin`; returns the exit code, 1 if any failed."""
     if not (sweep / JOBS).exists():
         return 1
-    with (sweep / JOBS).open(encoding="utf-8") as lines:
-        lines.seek(begin)
-        jobs = [Job(**json.loads(line)) for line in lines]
+    jobs = _jobs_since(sweep, begin)
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     points = [" ".join(override for override in job.overrides if override not in common) for job in jobs]
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")

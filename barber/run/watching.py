@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 from barber.model.decoder import Decoder
 from barber.run import display
 from barber.run.tracking import Tracking
+from barber.runtime.files import append_line, writing
 from barber.walk.pruning import OnBlock
 from barber.walk.report import BlockReport
 from barber.walk.walk import BlockResult
@@ -32,14 +32,17 @@ def block_by_block(folder: Path, model: PreTrainedModel, tracking: Tracking, lea
         leads: whether this process writes; the others have no lines to write and nobody who watches.
     """
     layers = Decoder(model).layers
-    path = folder / LAYERS if leads else Path(os.devnull)
+    path = folder / LAYERS
     numbers = count(1)
-    with display.progress(visible=leads) as progress, path.open("w", encoding="utf-8") as lines:
+    if leads:
+        with writing(path):
+            path.write_bytes(b"")
+    with display.progress(visible=leads) as progress:
         task = progress.add_task("Pruning, block by block", total=sum(len(layer.blocks) for layer in layers))
 
         def on_block(block: BlockReport, result: BlockResult | None) -> None:
-            lines.write(json.dumps(asdict(block)) + "\n")
-            lines.flush()
+            if leads:
+                append_line(path, json.dumps(asdict(block)))
             if result is not None:
                 log.info(display.describe(block, len(layers)))
             tracking.block(next(numbers), block)

@@ -8,6 +8,7 @@ from typing import IO, Literal, Protocol
 
 import torch
 
+from barber.runtime.files import writing
 from barber.runtime.memory import physical_memory
 from barber.runtime.tensors import Tensor, as_bytes
 
@@ -59,7 +60,7 @@ class ActivationStore:
     def empty(self, num_samples: int, seqlen: int, width: int) -> Activations:
         """Room for (N, L, D) numbers."""
         shape = (num_samples, seqlen, width)
-        place = self.place if self.place != "auto" else self._roomy(shape)
+        place = self.place_of(*shape)
         if place == "disk":
             return _OnDisk(shape, self.dtype, self.device, self.folder)
         if place == "host":
@@ -67,8 +68,11 @@ class ActivationStore:
             return _InMemory(shape, torch.empty(shape, dtype=self.dtype, pin_memory=pinned), self.device)
         return _InMemory(shape, torch.empty(shape, dtype=self.dtype, device=self.device), self.device)
 
-    def _roomy(self, shape: tuple[int, int, int]) -> Place:
-        num_bytes = self.sets * shape[0] * shape[1] * shape[2] * self.dtype.itemsize
+    def place_of(self, num_samples: int, seqlen: int, width: int) -> Place:
+        """Where (N, L, D) numbers go."""
+        if self.place != "auto":
+            return self.place
+        num_bytes = self.sets * num_samples * seqlen * width * self.dtype.itemsize
         if num_bytes < _SHARE * physical_memory(self.device):
             return "device"
         return "host" if num_bytes < _SHARE * physical_memory(torch.device("cpu")) else "disk"
@@ -100,7 +104,9 @@ class _OnDisk:
     ) -> None:
         self.shape, self.dtype, self._device = shape, dtype, device
         self._sample_bytes = shape[1] * shape[2] * dtype.itemsize
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as this)
+        self._folder = folder or Path(tempfile.gettempdir())
+        with writing(self._folder):
+            self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as this)
 
     def __getitem__(self, samples: slice) -> Tensor:
         start, stop, _ = samples.indices(self.shape[0])
@@ -118,5 +124,6 @@ class _OnDisk:
         start, _, _ = samples.indices(self.shape[0])
         content = as_bytes(value_BLD.to("cpu", self.dtype).contiguous())
         done = 0
-        while done < len(content):
-            done += os.pwrite(self._file.fileno(), content[done:], start * self._sample_bytes + done)
+        with writing(self._folder):
+            while done < len(content):
+                done += os.pwrite(self._file.fileno(), content[done:], start * self._sample_bytes + done)

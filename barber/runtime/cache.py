@@ -9,12 +9,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from barber.errors import UserError
+from barber.errors import DiskError, UserError
 from barber.runtime.files import remove, sweep
 from barber.runtime.locks import SharedLock
 from barber.runtime.seals import DamagedError, Seal
@@ -88,27 +88,40 @@ class Entry:
         Args:
             what: it is, in words, for the log line of a run that waits.
         """
-        try:
-            self._make_way()
-            lock = _lock(self.folder, what)
-        except OSError:
-            yield False
-            return
+        with ExitStack() as held:
+            try:
+                complete = self._held(what, held)
+            except OSError as error:
+                if isinstance(error, DiskError):  # a lock; whatever else it is, the caller finds out
+                    log.warning("The cache is done without: %s", error)
+                complete = False
+            yield complete
+
+    def _held(self, what: str, held: ExitStack) -> bool:
+        """Wait for the entry, and have its lock given up by `held`; returns whether it is complete."""
+        self._make_way()
+        lock = _lock(self.folder, what)
         while True:
-            with lock.reading():
+            with ExitStack() as reading:
+                reading.enter_context(lock.reading())
                 if self.is_complete:
                     with suppress(OSError):
                         os.utime(self.folder / _COMPLETE)
-                    yield True
-                    return
-            with lock.writing():
+                    held.enter_context(reading.pop_all())
+                    return True
+            with ExitStack() as writing:
+                writing.enter_context(lock.writing())
                 if not self.is_complete:  # as it may be by now
                     self._clear(what)
-                    yield False
-                    return
+                    held.enter_context(writing.pop_all())
+                    return False
 
     def complete(self) -> None:
-        """Its files are written: let other runs use them. To be called by whoever holds it."""
+        """Its files are written: let other runs use them. To be called by whoever holds it.
+
+        Raises:
+            OSError: that was not possible.
+        """
         own = (file for file in sorted(self.folder.iterdir()) if file.name != _COMPLETE)
         files = {file.name: file for file in own if not file.name.startswith(".")}
         Seal.of(self.facts, files).write(self.folder / _COMPLETE)

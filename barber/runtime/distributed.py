@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from barber.errors import BarberError, UserError
+from barber.runtime.ending import store, together, wait_for_all
 from barber.runtime.tensors import Tensor
 
 
@@ -120,14 +121,24 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun started inside this context; alone without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes that torchrun started inside this context; alone without it.
+
+    Raises:
+        BarberError: another process has ended, and with it the run.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         yield Ranks()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # While rank 0 measures the model, the others wait for it: days, if need be.
-    distributed.init_process_group(backend, timeout=timedelta(days=14))
+    forever = timedelta(days=14)
+    wait_for_all(size)
+    distributed.init_process_group(
+        backend, timeout=forever, store=store(), rank=int(os.environ["RANK"]), world_size=size
+    )
     try:
-        yield Ranks.present()
+        with together(size):  # before the others see that this one is gone
+            yield Ranks.present()
     finally:
         distributed.destroy_process_group()

@@ -6,6 +6,7 @@ has the folder for himself sweeps it, or when the same file is written a day lat
 """
 
 import os
+import re
 import shutil
 import time
 import weakref
@@ -17,9 +18,45 @@ from pathlib import Path
 from stat import S_IMODE
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
+from barber.errors import BarberError, DiskError
+
 _ENDING = ".unfinished"
 # Longer than any writer lets its work lie.
 _DAY_SECONDS = 86400
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever the disk has against writing a file or a folder inside this context is said with its path.
+
+    Raises:
+        DiskError: it has something.
+    """
+    try:
+        yield
+    except BarberError:
+        raise
+    except Exception as error:
+        # A library in Rust says it with an error of its own, and tokenizers with a plain Exception.
+        foreign = re.search(r"([^:]+) \(os error \d+\)", str(error))
+        if not isinstance(error, OSError | SafetensorError) and foreign is None:
+            raise
+        own = error.strerror if isinstance(error, OSError) else None
+        reason = own or (foreign[1].strip() if foreign else " ".join(str(error).split()))
+        raise DiskError(f"{path} cannot be written: {reason}") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file in one write, so that it is whole, whoever else adds some; a torn one before it is ended.
+
+    Raises:
+        DiskError: that was not possible.
+    """
+    with writing(path), path.open("ab+") as lines:
+        torn = lines.seek(0, os.SEEK_END) and (lines.seek(-1, os.SEEK_END), lines.read(1))[1] != b"\n"
+        lines.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
 
 @contextmanager
@@ -27,6 +64,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file to be written inside this context; at its end it takes the place of `path`.
 
     After an error nothing of it is left.
+
+    Raises:
+        DiskError: it cannot be written.
     """
     with written_beside(path) as unfinished:
         yield unfinished
@@ -37,14 +77,16 @@ def written_whole(path: Path) -> Iterator[Path]:
 def written_beside(path: Path) -> Iterator[Path]:
     """A temporary file to be written inside this context, and to be put in the place of `path` by `put_in_place`."""
     unfinished = _beside(path)
-    unfinished.touch(exist_ok=False)
-    mode = S_IMODE(unfinished.stat().st_mode)
-    try:
-        yield unfinished
-        _give_mode(unfinished, mode)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        try:
+            unfinished.touch(exist_ok=False)
+            mode = S_IMODE(unfinished.stat().st_mode)
+            yield unfinished
+            _give_mode(unfinished, mode)
+        except BaseException:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
 
 
 def put_in_place(files: Sequence[tuple[Path, Path]]) -> None:
@@ -54,12 +96,13 @@ def put_in_place(files: Sequence[tuple[Path, Path]]) -> None:
         files: of one folder, each with its name.
 
     Raises:
-        OSError: that was not possible; those without a name yet are removed.
+        DiskError: that was not possible; those without a name yet are removed.
     """
     try:
         for unfinished, path in files:
-            _sync(unfinished)
-            unfinished.rename(path)
+            with writing(path):
+                _sync(unfinished)
+                unfinished.rename(path)
         for folder in {path.parent for _, path in files}:
             _sync(folder)
     except BaseException:
@@ -94,7 +137,7 @@ class PutInPlaceLater:
         """Wait until all that was ordered is on the disk.
 
         Raises:
-            OSError: it could not be.
+            DiskError: it could not be.
         """
         if self._under_way is not None:
             under_way, self._under_way = self._under_way, None
@@ -106,21 +149,36 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A temporary folder to be filled inside this context; at its end it becomes `folder`, which must not be there.
 
     After an error nothing of it is left.
+
+    Raises:
+        DiskError: it cannot be written.
     """
     unfinished = _beside(folder)
-    unfinished.mkdir()
-    mode = S_IMODE(unfinished.stat().st_mode)
-    try:
-        yield unfinished
-        for path in unfinished.rglob("*"):
-            _give_mode(path, mode if path.is_dir() else mode & 0o666)
-            _sync(path)
-        _sync(unfinished)
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    _sync(folder.parent)
+    with writing(folder):
+        try:
+            unfinished.mkdir()
+            mode = S_IMODE(unfinished.stat().st_mode)
+            yield unfinished
+            for path in unfinished.rglob("*"):
+                _give_mode(path, mode if path.is_dir() else mode & 0o666)
+                _sync(path)
+            _sync(unfinished)
+            unfinished.rename(folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        _sync(folder.parent)
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder, so that at no time a part of it is there under its name.
+
+    Raises:
+        DiskError: that was not possible.
+    """
+    with writing(folder):
+        rest = folder.rename(_beside(folder))
+        shutil.rmtree(rest)
 
 
 def sweep(folder: Path, name: str = "*", untouched_seconds: float = 0) -> None:
@@ -180,7 +238,8 @@ def _put_in_place_of(
         raise
     put_in_place([*files, *following])
     if obsolete is not None:
-        obsolete.unlink(missing_ok=True)
+        with writing(obsolete):
+            obsolete.unlink(missing_ok=True)
 
 
 def _give_mode(path: Path, mode: int) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -437,15 +438,50 @@ def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
     }
 
 
-@pytest.mark.parametrize("again", ["", "rebuild.barber.alpha=0.5", "pattern.sparsity=2"])
+@pytest.mark.parametrize("again", ["resume=never", "rebuild.barber.alpha=0.5", "pattern.sparsity=2"])
 def test_nothing_in_the_folder_of_a_finished_run_is_touched(again: str, reads_weights: None, tmp_path: Path) -> None:
     command = f"{TINY} export=none hydra.run.dir={tmp_path}"
     assert barber(*command.split()).code == 0
     before = contents(tmp_path)
+    same = barber(*command.split())
+    assert (same.code, same.err) == (0, "") and "Finished before, " in same.out
     assert complaint(barber(*command.split(), *again.split())) == (
         f"hydra.run.dir must not hold a finished run, but there is {tmp_path / 'record.json'}; choose another"
     )
     assert contents(tmp_path) == before
+
+
+def test_what_a_kill_left_of_a_finished_run_goes_when_its_command_is_given_again(
+    reads_weights: None, tmp_path: Path
+) -> None:
+    command = f"{TINY} export=none hydra.run.dir={tmp_path}"
+    assert barber(*command.split()).code == 0
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "layer-00000.safetensors").write_text("of no use any more")
+    assert barber(*command.split()).code == 0
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert complaint(barber(*TINY.split())) == "the working folder is gone; change to one that is there"
+
+
+def test_a_run_for_which_there_is_no_room_is_refused_beforehand(
+    reads_weights: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    command = f"{TINY} export=hf hydra.run.dir={tmp_path}"
+    sentence = complaint(barber(*command.split()))
+    kinds = r"[\d.]+ MiB for streams, [\d.]+ MiB for finished layers, [\d.]+ MiB for model/"
+    assert re.fullmatch(
+        rf"hydra\.run\.dir must have room for [\d.]+ MiB \({kinds}\), and 0\.0 MiB are free in {tmp_path}; "
+        r"choose another disk, make room, or say engine\.disk_check=false",
+        sentence,
+    )
+    assert barber(*command.split(), "engine.disk_check=false").code == 0
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_who_is_refused_leaves_the_folder_of_the_other_run_as_it_is(inputs: Path
     (interrupted / ".source").mkdir()
     (interrupted / ".source" / "model.safetensors").write_bytes(b"what a random model is streamed from")
     record = (interrupted / "record.json").read_bytes()
-    with FileLock(interrupted / "checkpoint" / "lock"):
+    with FileLock(interrupted / ".lock"):
         assert barber(*command(inputs), f"hydra.run.dir={interrupted}").code == 2
     assert (interrupted / ".source" / "model.safetensors").exists()
     assert (interrupted / "record.json").read_bytes() == record

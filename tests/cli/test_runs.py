@@ -413,11 +413,10 @@ def test_an_export_that_breaks_off_leaves_nothing_half_written(
     monkeypatch.setattr("barber.run.export.save_file", break_off)
     result = barber(*command(inputs, tmp_path), f"export={export}")
     assert result.code == 1
-    assert result.err.endswith("OSError: No space left on device\n")
-    assert (record_of(tmp_path)["status"], record_of(tmp_path)["error"]) == (
-        "failed",
-        "OSError: No space left on device",
-    )
+    path = tmp_path / {"hf": "model", "masks": "masks.safetensors"}[export]
+    sentence = f"{path} cannot be written: No space left on device"
+    assert result.err == f"barber: {sentence}\n"
+    assert (record_of(tmp_path)["status"], record_of(tmp_path)["error"]) == ("failed", sentence)
     assert not {"model", "masks.safetensors"} & {path.name for path in tmp_path.iterdir()}
     assert not unfinished(tmp_path)
 

@@ -66,13 +66,11 @@ def run_barber_up_to_layer(last: int, *arguments: str) -> None:
 
 def run_barber_with_too_little_memory(*arguments: str) -> None:
     """For the processes that help."""
-    from barber import cli
     from barber.walk.walk import Walk
 
     def fail(*_: Any) -> None:
         raise MemoryError("no room for the block")
 
-    cli.PATIENCE = 0.5
     if os.environ["RANK"] != "0":
         Walk._look = fail  # type: ignore[assignment, method-assign]
     run_barber(*arguments)

@@ -1,17 +1,19 @@
 """A run claims its folder for itself, and goes on with what an interrupted one with the same settings had to leave."""
 
+import errno
 import json
 import os
+import re
 import signal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import BaseFileLock
 
 from barber import UserError
 from barber.model.checkpoint import Checkpoint
-from barber.run.claim import FOLDER, begin
+from barber.run.claim import FOLDER, TakenError, begin, owned, siblings
 from tests.processes import launch
 
 FACTS: dict[str, Any] = {"rebuild": {"alpha": 0.1, "rows": (1, 2)}, "pattern": {"n": 2, "m": 4}, "batch_size": None}
@@ -19,11 +21,10 @@ FACTS: dict[str, Any] = {"rebuild": {"alpha": 0.1, "rows": (1, 2)}, "pattern": {
 
 def interrupted(folder: Path, facts: dict[str, Any] = FACTS, layers: int = 1) -> Path:
     """The folder of a run that was killed."""
-    lock, source = begin(folder, facts, may_resume=False)
-    assert source is None
+    folder.mkdir(exist_ok=True)
+    assert begin(folder, facts, may_resume=False) is None
     for index in range(layers):
         (folder / FOLDER / f"layer-{index:05d}.json").write_text("[]")
-    lock.release()
     return folder
 
 
@@ -31,17 +32,15 @@ def settings_in(folder: Path) -> Any:
     return json.loads((folder / FOLDER / "settings.json").read_text())["content"]
 
 
-def test_a_fresh_folder_gets_the_settings_and_a_lock(tmp_path: Path) -> None:
-    lock, source = begin(tmp_path / "new" / "run", FACTS, may_resume=True)
+def test_a_fresh_folder_gets_the_settings(tmp_path: Path) -> None:
+    source = begin(tmp_path, FACTS, may_resume=True)
     assert source is None
-    assert sorted(path.name for path in (tmp_path / "new" / "run" / FOLDER).iterdir()) == ["lock", "settings.json"]
-    lock.release()
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["settings.json"]
 
 
 def test_the_same_settings_go_on(tmp_path: Path) -> None:
     interrupted(tmp_path / "run")
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.release()
+    source = begin(tmp_path / "run", FACTS, may_resume=True)
     assert source == tmp_path / "run"
 
 
@@ -51,8 +50,7 @@ def test_a_run_that_was_killed_in_its_first_layer_is_in_nobodys_way(
     facts: dict[str, Any], may_resume: bool, tmp_path: Path
 ) -> None:
     interrupted(tmp_path / "run", layers=0)
-    lock, source = begin(tmp_path / "run", facts, may_resume)
-    lock.release()
+    source = begin(tmp_path / "run", facts, may_resume)
     assert source is None
     assert settings_in(tmp_path / "run") == json.loads(json.dumps(facts))
 
@@ -67,8 +65,7 @@ def test_other_settings_are_refused_by_key_with_both_values_and_nothing_is_lost(
     assert "(batch_size: None there, 4 here, rebuild.alpha: 0.1 there, 0.2 here)" in sentence
     assert sentence.startswith("hydra.run.dir holds an unfinished run with other settings")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run" / FOLDER).iterdir()} == before
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.release()
+    source = begin(tmp_path / "run", FACTS, may_resume=True)
     assert source == tmp_path / "run"
 
 
@@ -86,20 +83,56 @@ def test_without_leave_to_resume_an_unfinished_run_is_refused(tmp_path: Path) ->
         begin(tmp_path / "run", FACTS, may_resume=False)
 
 
-def test_a_run_that_is_still_going_on_is_refused(tmp_path: Path) -> None:
-    lock, _ = begin(tmp_path / "run", FACTS, may_resume=True)
-    with pytest.raises(UserError, match="is the folder of a run that is still going on"):
-        begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.release()
-    begin(tmp_path / "run", FACTS, may_resume=True)[0].release()
+def test_a_folder_has_one_owner_from_the_first_write_to_the_last(tmp_path: Path) -> None:
+    run = tmp_path / "new" / "run"
+    with owned(run):
+        assert run.is_dir()
+        for _ in range(2):  # a refusal leaves the claim as it is
+            with pytest.raises(
+                TakenError, match=f"is the folder of a run that is still going on, {run}; choose another$"
+            ):
+                owned(run).__enter__()
+    assert list(run.iterdir()) == []
+    with owned(run):
+        pass
+
+
+def test_where_a_lock_may_outlive_its_holder_it_is_said_what_to_delete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with owned(tmp_path), pytest.raises(TakenError, match=r"choose another, or delete .*/\.lock\.soft where none is$"):
+        owned(tmp_path).__enter__()
+    with owned(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["record.json", "layers.jsonl", "loss.png", "run.log", "masks.safetensors", ".hydra"])
+def test_what_would_be_written_over_or_through_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("mine")
+    for make in (lambda path: path.symlink_to("elsewhere"), Path.mkdir if name != ".hydra" else Path.touch):
+        make(tmp_path / name)  # type: ignore[operator]
+        with pytest.raises(UserError, match=rf"^hydra.run.dir must hold a (file|folder) .* as {re.escape(name)}, not"):
+            owned(tmp_path).__enter__()
+        (tmp_path / name).rmdir() if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own_that_take_over_from_each_other(tmp_path: Path) -> None:
+    names = [path.name for path in islice(siblings(tmp_path / FIRST), 3)]
+    assert names == [FIRST, *(f"2026-01-01_10-00-00-{number}_llama_wanda" for number in (2, 3))]
+    interrupted(tmp_path / names[1])
+    assert begun(tmp_path / SECOND) == tmp_path / names[1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
 def test_settings_that_cannot_be_read_are_those_of_no_run(content: str, tmp_path: Path) -> None:
     interrupted(tmp_path / "run", layers=0)
     (tmp_path / "run" / FOLDER / "settings.json").write_text(content)
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.release()
+    source = begin(tmp_path / "run", FACTS, may_resume=True)
     assert source is None
     assert settings_in(tmp_path / "run") == json.loads(json.dumps(FACTS))
 
@@ -107,8 +140,7 @@ def test_settings_that_cannot_be_read_are_those_of_no_run(content: str, tmp_path
 def test_layers_whose_settings_are_unknown_are_not_taken_over(tmp_path: Path) -> None:
     interrupted(tmp_path / "run", layers=2)
     (tmp_path / "run" / FOLDER / "settings.json").unlink()
-    lock, source = begin(tmp_path / "run", FACTS, may_resume=True)
-    lock.release()
+    source = begin(tmp_path / "run", FACTS, may_resume=True)
     assert source is None
     assert Checkpoint(tmp_path / "run" / FOLDER, 3).num_finished == 0
 
@@ -116,7 +148,7 @@ def test_layers_whose_settings_are_unknown_are_not_taken_over(tmp_path: Path) ->
 FIRST, SECOND, THIRD, FOURTH = (f"2026-01-0{day}_10-00-00_llama_wanda" for day in (1, 2, 3, 4))
 
 
-def begun(folder: Path, facts: dict[str, Any] = FACTS, may_resume: bool = True) -> tuple[BaseFileLock, Path | None]:
+def begun(folder: Path, facts: dict[str, Any] = FACTS, may_resume: bool = True) -> Path | None:
     """As a run does it, whose folder is there already."""
     folder.mkdir(exist_ok=True)
     return begin(folder, facts, may_resume)
@@ -125,41 +157,26 @@ def begun(folder: Path, facts: dict[str, Any] = FACTS, may_resume: bool = True) 
 def test_a_folder_of_another_time_takes_over_the_latest_of_the_same_name(tmp_path: Path) -> None:
     for name in (FIRST, SECOND):
         interrupted(tmp_path / name)
-    lock, source = begun(tmp_path / THIRD)
-    lock.release()
+    source = begun(tmp_path / THIRD)
     assert source == tmp_path / SECOND
     assert not (tmp_path / SECOND / FOLDER).exists()
     assert (tmp_path / FIRST / FOLDER / "layer-00000.json").exists()
     assert Checkpoint(tmp_path / THIRD / FOLDER, 2).num_finished == 1
 
 
-def test_what_was_taken_over_stays_locked(tmp_path: Path) -> None:
-    interrupted(tmp_path / FIRST)
-    lock, _ = begun(tmp_path / SECOND)
-    with pytest.raises(UserError, match="still going on"):
-        begun(tmp_path / SECOND)
-    lock.release()
-    lock, source = begun(tmp_path / THIRD)
-    lock.release()
-    assert source == tmp_path / SECOND
-
-
 def test_it_passes_over_other_settings_and_runs_that_still_go_on_and_those_without_a_layer(tmp_path: Path) -> None:
     interrupted(tmp_path / FIRST)
     interrupted(tmp_path / SECOND, FACTS | {"batch_size": 7})
     interrupted(tmp_path / THIRD, layers=0)
-    going_on, _ = begin(interrupted(tmp_path / FOURTH), FACTS, may_resume=True)
-    lock, source = begun(tmp_path / "2026-01-05_10-00-00_llama_wanda")
-    lock.release()
-    going_on.release()
+    with owned(interrupted(tmp_path / FOURTH)):
+        source = begun(tmp_path / "2026-01-05_10-00-00_llama_wanda")
     assert source == tmp_path / FIRST
 
 
 def test_a_folder_where_a_run_came_to_nothing_takes_over_another_one_all_the_same(tmp_path: Path) -> None:
     interrupted(tmp_path / FIRST)
     interrupted(tmp_path / SECOND, FACTS | {"batch_size": 7}, layers=0)
-    lock, source = begin(tmp_path / SECOND, FACTS, may_resume=True)
-    lock.release()
+    source = begin(tmp_path / SECOND, FACTS, may_resume=True)
     assert source == tmp_path / FIRST
     assert Checkpoint(tmp_path / SECOND / FOLDER, 2).num_finished == 1
 
@@ -175,35 +192,32 @@ def test_a_folder_where_a_run_came_to_nothing_takes_over_another_one_all_the_sam
 )
 def test_a_folder_of_another_name_is_left_alone(there: str, here: str, tmp_path: Path) -> None:
     interrupted(tmp_path / there)
-    lock, source = begun(tmp_path / here)
-    lock.release()
+    source = begun(tmp_path / here)
     assert source is None
     assert (tmp_path / there / FOLDER / "layer-00000.json").exists()
 
 
 def test_without_leave_to_resume_nothing_is_taken_over(tmp_path: Path) -> None:
     interrupted(tmp_path / FIRST)
-    lock, source = begun(tmp_path / SECOND, may_resume=False)
-    lock.release()
+    source = begun(tmp_path / SECOND, may_resume=False)
     assert source is None
     assert (tmp_path / FIRST / FOLDER / "layer-00000.json").exists()
 
 
 def claimed_and_killed(folder: Path) -> None:
     """In a process of its own: a run that finishes one layer and is killed while it writes another."""
-    lock, _ = begin(folder, FACTS, may_resume=True)
-    assert lock.is_locked
-    (folder / FOLDER / "layer-00000.json").write_text("[]")
-    (folder / FOLDER / ".layer-00001.safetensors.abc.unfinished").write_bytes(b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
+    with owned(folder):
+        begin(folder, FACTS, may_resume=True)
+        (folder / FOLDER / "layer-00000.json").write_text("[]")
+        (folder / FOLDER / ".layer-00001.safetensors.abc.unfinished").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", [FIRST, SECOND])
 def test_a_run_that_was_killed_holds_no_claim_and_its_half_written_files_go(name: str, tmp_path: Path) -> None:
     (outcome,) = launch(claimed_and_killed, tmp_path / FIRST, size=1, folder=tmp_path / "said")
     assert outcome.code == -signal.SIGKILL, outcome
-    lock, source = begun(tmp_path / name)
-    assert source == tmp_path / FIRST
+    with owned(tmp_path / name):
+        assert begun(tmp_path / name) == tmp_path / FIRST
     kept = sorted(path.name for path in (tmp_path / name / FOLDER).iterdir())
-    assert kept == ["layer-00000.json", "lock", "settings.json"]
-    lock.release()
+    assert kept == ["layer-00000.json", "settings.json"]

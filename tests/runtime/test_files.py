@@ -1,5 +1,6 @@
 """Files and folders are there whole or not at all, with the umask's permissions, and leave nothing behind."""
 
+import errno
 import os
 import signal
 import stat
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from barber.errors import DiskError, UserError
 from barber.runtime.files import (
     PutInPlaceLater,
+    append_line,
     folder_written_whole,
     put_in_place,
     sweep,
@@ -264,3 +268,43 @@ def test_an_error_comes_out_when_somebody_waits_and_only_once(tmp_path: Path, mo
         later.wait()
     later.wait()
     assert names(tmp_path) == ["old"]
+
+
+# What the disk does not take
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("made up"), "made up"),
+        (SafetensorError("Error while serializing: I/O error: Read-only (os error 30)"), "Read-only"),
+        (Exception("No space left on device (os error 28)"), "No space left on device"),  # of tokenizers
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("whole", [written_whole, folder_written_whole])
+def test_what_a_disk_does_not_take_is_told_with_its_path(
+    whole: Any, error: Exception, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DiskError) as told, whole(tmp_path / "it"):
+        raise error
+    assert str(told.value) == f"{tmp_path / 'it'} cannot be written: {reason}"
+    assert names(tmp_path) == []
+
+
+def test_other_errors_are_not_the_disks(tmp_path: Path) -> None:
+    for error in (KeyError("a"), UserError("a mistake"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), written_whole(tmp_path / "file"):
+            raise error
+    assert names(tmp_path) == []
+
+
+def test_a_line_is_whole_also_after_a_torn_one(tmp_path: Path) -> None:
+    append_line(tmp_path / "lines", "first")
+    with (tmp_path / "lines").open("a") as lines:
+        lines.write('{"torn')
+    append_line(tmp_path / "lines", "last")
+    assert (tmp_path / "lines").read_text() == 'first\n{"torn\nlast\n'
+    with pytest.raises(DiskError, match=f"^{tmp_path} cannot be written: Is a directory$"):
+        append_line(tmp_path, "line")

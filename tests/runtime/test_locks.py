@@ -1,15 +1,20 @@
 """Locks hold between processes, readers share theirs, and none outlives its process."""
 
+import errno
 import logging
 import os
 import signal
+import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from barber.runtime.locks import SharedLock, locked
+from barber.errors import DiskError
+from barber.runtime import locks
+from barber.runtime.locks import SharedLock, left_behind, locked, removed
 from tests.processes import launch
 
 
@@ -88,13 +93,55 @@ def test_readers_keep_out_a_writer_who_waits_for_them_and_says_so(
 
 
 def waiting(folder: Path) -> str:
-    """In a process of its own, which hears Ctrl-C while it waits."""
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    """In a process of its own, which hears Ctrl-C as soon as it waits."""
+    came = locks._came
+
+    def interrupted(acquire: Any) -> bool:
+        threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+        return came(acquire)
+
+    locks._came = interrupted
     try:
         with SharedLock(folder / "lock", "it").reading():
             return "gained"
     except KeyboardInterrupt:
         return "interrupted"
+
+
+def test_who_waits_hears_ctrl_c(tmp_path: Path) -> None:
+    with SharedLock(tmp_path / "lock", "it").writing():
+        (outcome,) = launch(waiting, tmp_path, size=1, folder=tmp_path / "said")
+    assert outcome.result == "interrupted"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EOPNOTSUPP, "no locks"), OSError(errno.ENOSYS, "no locks")])
+def test_where_the_disk_has_no_locks_a_file_is_one(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("filelock.ReadWriteLock.acquire_read", _sqlite_refuses)
+    monkeypatch.setattr("filelock.ReadWriteLock.acquire_write", _sqlite_refuses)
+    monkeypatch.setattr(locks, "SOFT_PATIENCE_SECONDS", 0.1)
+    lock = locked(tmp_path / "one")
+    assert lock is not None and locked(tmp_path / "one") is None
+    assert left_behind(tmp_path / "one") is not None
+    removed(lock)
+    again = locked(tmp_path / "one")
+    assert again is not None
+    removed(again)
+    assert not [path for path in tmp_path.iterdir() if path.stat().st_size]
+    shared = SharedLock(tmp_path / "shared", "the results")
+    with shared.reading(), pytest.raises(DiskError, match=r"the results .* delete .*/shared\.soft$"):
+        SharedLock(tmp_path / "shared", "the results").writing().__enter__()
+    with shared.writing():
+        pass
+
+
+def _sqlite_refuses(*_: Any, **__: Any) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:

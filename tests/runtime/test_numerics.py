@@ -97,7 +97,7 @@ def walk(
     walked(model or tiny.model(), pattern, pruner, rebuild, tokens_NL=tokens_NL, batch_size=2, schedule=schedule)
 
 
-_NOT_ON_A_GPU = ("_embed", "_kth_lowest", "_has_changed")
+_NOT_ON_A_GPU = ("_embed", "_kth_lowest", "_up_to", "_has_changed")
 
 
 class Looks(TorchDispatchMode):
