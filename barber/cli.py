@@ -98,8 +98,10 @@ def _job(config: DictConfig) -> float | None:
             raise SystemExit(exit_code) from error
     except Exception as error:
         log.debug("The run failed.", exc_info=True)
-        exit_code = _say(f"{in_one_line(error)} (run.log has the traceback)", 1)
         _leave_the_word()
+        if not _LEADS:  # it has no run.log, and the others may know nothing of this
+            raise
+        exit_code = _say(f"{in_one_line(error)} (run.log has the traceback)", 1)
         traceback.clear_frames(error.__traceback__)
         if not is_one_of_many:
             raise SystemExit(exit_code) from error
