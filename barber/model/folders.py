@@ -131,12 +131,16 @@ def _head(file: Path) -> dict[str, tuple[str, list[int]]]:
 def _mapping(file: Path) -> dict[str, Any]:
     """What a JSON file says, which has to be keys and values."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refused)
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error
     if not isinstance(content, dict):
         raise _no_model(f"{file} holds no keys and values")
     return content
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON's")
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:

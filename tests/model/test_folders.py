@@ -67,6 +67,10 @@ ODD: dict[str, tuple[Change, str]] = {
     "a config that is a number": (holds("config.json", "7"), NO_MODEL + "FOLDER/config.json holds no keys and values"),
     "a config that is cut off": (holds("config.json", '{"mo'), NO_MODEL + "FOLDER/config.json cannot be read: ..."),
     "a config in depth": (holds("config.json", "[" * 10**5), NO_MODEL + "FOLDER/config.json cannot be read: ..."),
+    "what is no number": (
+        says("config.json", initializer_range=float("nan")),
+        NO_MODEL + "FOLDER/config.json cannot be read: NaN is no number of JSON's",
+    ),
     "a width in words": (
         says("config.json", hidden_size="wide"),
         NO_MODEL + "the config in FOLDER cannot be read: ...",
