@@ -1,6 +1,5 @@
 """The calibration set: the samples of token ids that all statistics are taken over."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from barber.data.texts import (
     OfflineText,
     Text,
     TextFiles,
+    digest_of_ids,
     leading_bos,
     read_token_file,
     tokenise,
@@ -46,8 +46,7 @@ class CalibrationSet:
     @property
     def digest(self) -> str:
         """SHA-256 of the shape and the ids, so that two runs can be told to have used the same samples."""
-        shape = str(tuple(self.tokens_NL.shape)).encode()
-        return hashlib.sha256(shape + self.tokens_NL.contiguous().numpy().tobytes()).hexdigest()
+        return digest_of_ids(self.tokens_NL)
 
 
 class Calibration(Protocol):

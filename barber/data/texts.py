@@ -169,11 +169,19 @@ def read_token_file(path: str) -> Tensor:
             if "tokens" not in keys:
                 raise UserError(f"must hold the key 'tokens'; {path} has {', '.join(keys) or 'no key'}", field="path")
             tokens: Tensor = file.get_tensor("tokens")
+            digest = (file.metadata() or {}).get("digest")
     except SafetensorError as error:
         raise UserError(f"must be a safetensors file of token ids; {path} is none ({error})", field="path") from error
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise UserError(f"must hold integers under 'tokens'; {path} has {tokens.dtype}", field="path")
+    if digest not in (None, digest_of_ids(tokens.long())):
+        raise UserError(f"must be a file as calibration.save wrote it; {path} is damaged", field="path")
     return tokens.long()
+
+
+def digest_of_ids(tokens: Tensor) -> str:
+    """SHA-256 of the shape and of int64 token ids."""
+    return hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.contiguous().numpy().tobytes()).hexdigest()
 
 
 def tokenise(text: str, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from barber.data.texts import OfflineText, Tokens
 from barber.errors import UserError
 from barber.runtime.cache import Cache
 from tests import tiny
+from tests.damage import flip
 from tests.data.files import complaint
 
 LETTERS, CAPITALS, DIGITS = "abcdefgh", "ABCDE", "0123456"
@@ -364,6 +365,10 @@ def test_kept_samples_can_be_used_again_and_say_where_they_come_from(tmp_path: P
     save_samples(TokenSamples(str(path), nsamples=3).sample(None), path.with_stem("part"))
     assert torch.equal(TokenSamples(str(path.with_stem("part"))).sample(None).tokens_NL, samples.tokens_NL[:3])
     assert sorted(file.name for file in path.parent.iterdir()) == ["part.safetensors", "samples.safetensors"]
+    flip(path)
+    assert complaint(lambda: TokenSamples(str(path)).sample(None)) == (
+        f"path must be a file as calibration.save wrote it; {path} is damaged"
+    )
 
 
 def test_the_same_samples_may_be_kept_twice_but_others_are_not_overwritten(tmp_path: Path) -> None:
