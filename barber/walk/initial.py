@@ -118,7 +118,7 @@ class InitialMasks:
         return self.folder / "seconds.json"
 
     def _seal(self, index: int) -> Path:
-        return self.folder / f"layer-{index:05d}.json"
+        return self.folder / f"seal-{index:05d}.json"
 
     def _file(self, index: int) -> Path:
         return self.folder / f"layer-{index:05d}.safetensors"
