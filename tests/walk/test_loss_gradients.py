@@ -162,7 +162,7 @@ def test_layers_that_stay_on_disk_have_the_same_gradients(name: str, tmp_path: P
     pruned = {
         name: torch.zeros_like(tensor) for name, tensor in layer.module.state_dict(prefix=f"{layer.name}.").items()
     }
-    checkpoint.write_layer(0, pruned)
+    checkpoint.write_layer(0, pruned, dense="")
     checkpoint.finish_layer(0, [], {}, {}, 2, NUM_SAMPLES)
     assert checkpoint.num_finished == 1
     squared = loss_gradients(hollow, tiny.tokens(NUM_SAMPLES), Streamed(hollow, tensors, checkpoint), CPU, 2)
