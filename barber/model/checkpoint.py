@@ -108,11 +108,8 @@ class Checkpoint:
         content = {"reports": reports, "dense": self._dense.pop(index, "")}
 
         def seal() -> tuple[Path, Path]:
-            text = Seal.of(content, {path.name: unfinished for unfinished, path in files}).text()
-            place = self._path("layer", index, "json")
-            with written_beside(place) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
-            return unfinished, place
+            sealed = Seal.of(content, {path.name: unfinished for unfinished, path in files})
+            return sealed.write_beside(self._path("layer", index, "json"))
 
         self._later.order(files, seal, obsolete)
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from barber.model.checkpoint import Checkpoint
-from barber.model.sources import ModelSource, skeleton
+from barber.model.sources import ModelSource
 from barber.model.stream import Streamed, opened
 from barber.model.weights import InMemory, Weights
 from barber.runtime.activations import Place
@@ -39,13 +39,12 @@ class Engine:
     activations: Place = "auto"
     disk_check: bool = True
 
-    def streams(self, source: ModelSource) -> bool:
-        """Whether the model is streamed."""
+    def streams(self, model: PreTrainedModel) -> bool:
+        """Whether a model is streamed; it may be on the meta device."""
         if self.streaming != "auto":
             return self.streaming
-        config = source.config()
-        dtype: torch.dtype = config.dtype or torch.float32
-        num_bytes = sum(parameter.numel() for parameter in skeleton(config).parameters()) * dtype.itemsize
+        dtype: torch.dtype = model.config.dtype or torch.float32
+        num_bytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
         return bool(num_bytes > _SHARE_FOR_WEIGHTS * physical_memory(torch.device("cpu")))
 
     def open(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.calibration import CalibrationSet, TokenSamples, save_samples
 from barber.data.texts import TokenFile
@@ -24,9 +24,14 @@ log = logging.getLogger("barber")
 
 @dataclass
 class Inputs:
-    """What a run works on, checked before any weight is read."""
+    """What a run works on, checked before any weight is read.
+
+    Args:
+        skeleton: the model without its weights, on the meta device.
+    """
 
     device: torch.device
+    skeleton: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     streams: bool = False
     calibration: CalibrationSet | None = None
@@ -59,7 +64,7 @@ def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Pat
     record.machine = Machine(str(device), torch.get_num_threads(), platform.platform(), gpu)
     record.seeds = Seeds(experiment.seed, calibration=None)
     with within("model"):
-        inputs = Inputs(device, tokenizer, experiment.engine.streams(experiment.model))
+        inputs = Inputs(device, model, tokenizer, experiment.engine.streams(model))
     if experiment.pruner is not None:
         with within("calibration"):
             inputs.calibration = experiment.calibration.sample(tokenizer, experiment.cache)
@@ -81,7 +86,7 @@ def _prepare_evaluation(experiment: Experiment, evals: Evaluation, inputs: Input
     """Read the texts and the tasks' data."""
     with within("evals"):
         prepared = evals.prepare(inputs.tokenizer, folder / "tasks", experiment.cache)
-    config = experiment.model.config()
+    config = inputs.skeleton.config
     for text in evals.texts if evals.reads_texts else ():
         key = f"evals.texts.{text}" + (".path" if isinstance(evals.texts[text], TokenFile) else "")
         for name in evals.windows_of(text):

@@ -25,7 +25,6 @@ from barber.model.damage import drop_damaged
 from barber.model.decoder import Decoder
 from barber.model.difference import Difference
 from barber.model.engine import SOURCE
-from barber.model.sources import skeleton
 from barber.model.weights import Stage, Weights
 from barber.run import display
 from barber.run.card import model_card
@@ -152,7 +151,7 @@ class _Run:
         if calibration is None or not (keeps or ranks.broadcast(holds_layers(self.folder))):
             return None
         source: Path | None = None
-        num_layers = len(Decoder(skeleton(experiment.model.config())).layers)
+        num_layers = len(Decoder(inputs.skeleton).layers)
         if ranks.leads:
             facts = _facts_of_layers(self.record, calibration, inputs.tokenizer, ranks.size)
             source = begin(self.folder, facts, may_resume=experiment.resume != "never")

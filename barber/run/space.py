@@ -7,7 +7,7 @@ import torch
 
 from barber.errors import UserError
 from barber.model.decoder import Decoder
-from barber.model.sources import RandomModel, skeleton
+from barber.model.sources import RandomModel
 from barber.run.claim import FOLDER
 from barber.run.experiment import Experiment
 from barber.run.export import HuggingFaceFolder, MaskFile
@@ -40,9 +40,8 @@ def require_space(experiment: Experiment, inputs: Inputs, folder: Path, keeps_la
 
 def _parts(experiment: Experiment, inputs: Inputs, keeps_layers: bool) -> dict[str, int]:
     """Bytes, by what they are for; what cannot be known before the masks are is left out."""
-    config = experiment.model.config()
-    model = skeleton(config)
-    itemsize = (config.dtype or torch.float32).itemsize
+    model = inputs.skeleton
+    itemsize = (model.config.dtype or torch.float32).itemsize
     whole = itemsize * sum(parameter.numel() for parameter in model.parameters())
     layers = Decoder(model).layers
     in_layers = itemsize * sum(tensor.numel() for layer in layers for tensor in layer.module.state_dict().values())
@@ -68,7 +67,7 @@ def _of_samples(experiment: Experiment, inputs: Inputs, keeps_layers: bool) -> d
     sets = SETS + (DENSE_SETS if follows_dense else 0)
     store = ActivationStore(experiment.engine.activations, inputs.device, dtype, sets=sets)
     num_samples, seqlen = inputs.calibration.tokens_NL.shape
-    width = int(experiment.model.config().get_text_config().hidden_size)
+    width = int(inputs.skeleton.config.get_text_config().hidden_size)
     one = num_samples * seqlen * width * dtype.itemsize
     streams = (2 if experiment.steps else 1) + follows_dense
     return {

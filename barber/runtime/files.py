@@ -106,9 +106,7 @@ def put_in_place(files: Sequence[tuple[Path, Path]]) -> None:
         for folder in {path.parent for _, path in files}:
             _sync(folder)
     except BaseException:
-        for unfinished, _ in files:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+        _discard(files)
         raise
 
 
@@ -232,14 +230,18 @@ def _put_in_place_of(
     try:
         following = [last()] if last is not None else []
     except BaseException:
-        for unfinished, _ in files:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+        _discard(files)
         raise
     put_in_place([*files, *following])
     if obsolete is not None:
         with writing(obsolete):
             obsolete.unlink(missing_ok=True)
+
+
+def _discard(files: Sequence[tuple[Path, Path]]) -> None:
+    for unfinished, _ in files:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _give_mode(path: Path, mode: int) -> None:

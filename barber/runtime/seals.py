@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from barber.runtime.files import written_whole
+from barber.runtime.files import put_in_place, written_beside
 from barber.runtime.plain import typed
 
 KEY = "sha256"
@@ -61,12 +61,14 @@ class Seal:
 
     def write(self, path: Path) -> None:
         """Write the seal, whole or not at all."""
-        with written_whole(path) as unfinished:
-            unfinished.write_text(self.text(), encoding="utf-8")
+        put_in_place([self.write_beside(path)])
 
-    def text(self) -> str:
-        """What the file holds."""
-        return json.dumps(sealed({"content": self.content, "files": self.files}))
+    def write_beside(self, path: Path) -> tuple[Path, Path]:
+        """Write the seal under a temporary name; returns that and its own, for `put_in_place`."""
+        with written_beside(path) as unfinished:
+            text = json.dumps(sealed({"content": self.content, "files": self.files}))
+            unfinished.write_text(text, encoding="utf-8")
+        return unfinished, path
 
     def require(self, folder: Path, names: Iterable[str] | None = None) -> None:
         """Compare files with what the seal says of them: those of the given names, or all of them.

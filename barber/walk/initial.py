@@ -99,11 +99,9 @@ class InitialMasks:
         return True
 
     def _sealed(self, index: int, unfinished: Path) -> tuple[Path, Path]:
-        text = Seal.of(None, {self._file(index).name: unfinished}).text()
-        with written_beside(self._seal(index)) as seal:
-            seal.write_text(text, encoding="utf-8")
+        seal = Seal.of(None, {self._file(index).name: unfinished})
         self._written.add(index)
-        return seal, self._seal(index)
+        return seal.write_beside(self._seal(index))
 
     @contextmanager
     def _at_the_cost_of_a_warning(self) -> Iterator[None]:

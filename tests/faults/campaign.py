@@ -13,6 +13,10 @@ from tests.processes import Outcome
 ENDS = {"kill": -signal.SIGKILL, "term": 128 + signal.SIGTERM, "int": 130}
 
 
+#: Says what is wrong with how an attempt has ended, if anything is.
+Check = Callable[[Outcome, Fault], str | None]
+
+
 @dataclass
 class Counts:
     """How many were tried, how many came out right, and what was wrong with the others."""
@@ -29,7 +33,7 @@ def carry_out(
     faults: Iterable[Fault],
     folder: Path,
     whole: Path,
-    check: Callable[[Outcome, Fault], str | None],
+    check: Check,
     *more: Path,
 ) -> Counts:
     """Give a command with each of the faults in a folder of its own, and then without.

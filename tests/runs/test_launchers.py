@@ -1,7 +1,6 @@
 """The same sweep through every launcher gives the same records."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.cli.running import done
 
 LAUNCHERS = {
     "basic": [],
@@ -19,16 +19,23 @@ LAUNCHERS = {
 }
 
 
+def told(arguments: list[str], of_its_own: bool) -> str:
+    """What a command says that has to go well, in a process of its own or in this one."""
+    if not of_its_own:
+        return done(*arguments)
+    command = [sys.executable, "-m", "barber", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result
+    return result.stdout
+
+
 def figures_of(launcher: str, folder: Path) -> dict[str, Any]:
     """What the records of a small sweep hold but for times and places, by the digest of the config."""
     if launcher != "basic":
         pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     save_file({"tokens": tiny.tokens(5, 64)}, folder / "tokens.safetensors")
-    command = [
+    arguments = [
         *(
-            sys.executable,
-            "-m",
-            "barber",
             "-m",
             "model=tiny",
             "pruner=wanda",
@@ -39,10 +46,9 @@ def figures_of(launcher: str, folder: Path) -> dict[str, Any]:
         *("evals/text=tokens", f"evals.texts.tokens.path={folder / 'tokens.safetensors'}", "evals.sample=null"),
         *("evals.seqlen=64", f"hydra.sweep.dir={folder / launcher}", *LAUNCHERS[launcher]),
     ]
-    environment = os.environ | {"BARBER_CACHE": str(folder / f"cache-{launcher}")}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
-    assert result.returncode == 0, result
-    assert "2 done, 0 skipped, 0 failed" in result.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BARBER_CACHE", str(folder / f"cache-{launcher}"))
+        assert "2 done, 0 skipped, 0 failed" in told(arguments, of_its_own=launcher != "basic")
     found = {}
     for path in (folder / launcher).glob("*/record.json"):
         record = json.loads(path.read_text())

@@ -94,6 +94,8 @@ def test_readers_keep_out_a_writer_who_waits_for_them_and_says_so(
 
 def waiting(folder: Path) -> str:
     """In a process of its own, which hears Ctrl-C as soon as it waits."""
+    # A process inherits an ignored SIGINT, as that of a shell's background job.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     came = locks._came
 
     def interrupted(acquire: Any) -> bool:
