@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from barber.errors import BarberError, UserError, in_one_line
+from barber.targets import hold_hydra
 
 log = logging.getLogger("barber")
 
@@ -63,9 +64,7 @@ def _main() -> None:
     except BarberError as error:
         sys.exit(error.exit_code)  # a run that has said it
     except (HydraException, OmegaConfBaseException) as error:
-        from barber.complaints import sentence
-
-        sys.exit(_say(sentence(error), UserError.exit_code))
+        sys.exit(_complain(error))
     except OSError as error:  # Hydra's, of its own files in the run folder
         _summarise()
         sys.exit(_say(_about(error), 1))
@@ -73,12 +72,8 @@ def _main() -> None:
         _summarise()
         sys.exit(_say("interrupted", 130))
     except Exception as error:
-        if isinstance(error, ValueError) and "Config group override" in str(error):  # Hydra's, about GROUP=null
-            from barber.complaints import nameless_choice
-
-            sys.exit(_say(nameless_choice(sys.argv[1:]) or str(error), UserError.exit_code))
         if not _sweeps:
-            raise
+            sys.exit(_complain(error))
         _summarise()  # a launcher or a sweeper that gave up
         sys.exit(_say(f"the sweep has ended early: {error}", 1))
     sys.exit(_summarise())
@@ -295,6 +290,7 @@ def _sweep(*, _root_: DictConfig) -> str:
 
 
 # Here, where launchers' own processes find it, too: they import this module for `_job`.
+hold_hydra()
 OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
@@ -322,6 +318,13 @@ def _about(error: OSError) -> str:
         where = where or HydraConfig.get().run.dir
     reason = error.strerror or str(error).partition("\n")[0]
     return f"{where}: {reason}" if where else reason
+
+
+def _complain(error: Exception) -> int:
+    """Say what is wrong with the command line; returns the exit code."""
+    from barber.complaints import sentence
+
+    return _say(sentence(error, sys.argv[1:]), UserError.exit_code)
 
 
 def _say(sentence: str, exit_code: int) -> int:

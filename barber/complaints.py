@@ -2,17 +2,35 @@
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
-from barber.errors import did_you_mean
+from barber.errors import did_you_mean, in_one_line
+
+_QUOTES = "\"'"
+# Choices of a group that a sentence names.
+_SHOWN = 8
 
 
-def sentence(error: Exception) -> str:
-    """What is wrong, the full key, and what would be right."""
+def sentence(error: Exception, arguments: Sequence[str]) -> str:
+    """What is wrong, the full key, and what would be right.
+
+    Args:
+        error: of Hydra, OmegaConf or the YAML reader.
+        arguments: the command line that it is about.
+    """
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name.strip(_QUOTES)}, line {mark.line + 1}: {error.problem}; a config file is plain YAML"
+    if isinstance(error, ValueError) and "Config group override" in str(error):  # Hydra's, about GROUP=null
+        return _nameless_choice(arguments) or str(error)
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return f"the command cannot be composed: {in_one_line(error)}"
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
@@ -36,7 +54,7 @@ def sentence(error: Exception) -> str:
     return text
 
 
-def nameless_choice(arguments: Sequence[str]) -> str | None:
+def _nameless_choice(arguments: Sequence[str]) -> str | None:
     """The sentence about GROUP=null or GROUP=3, of which Hydra says only that it is no text."""
     for argument in arguments:
         group, _, choice = argument.partition("=")
@@ -47,7 +65,12 @@ def nameless_choice(arguments: Sequence[str]) -> str | None:
 
 
 def _choice_sentence(group: str, choice: str, known: Sequence[str]) -> str:
-    return f"{group}={choice}: no such choice; {group} can be {', '.join(known)}"
+    lower = {name.lower(): name for name in known}
+    near = [lower[name] for name in get_close_matches(choice.lower(), lower, n=_SHOWN)]
+    shown = sorted(known, key=lambda name: near.index(name) if name in near else len(near))[:_SHOWN]
+    others = f" and {len(known) - len(shown)} others (barber --help lists them)" if len(known) > len(shown) else ""
+    meant = f", did you mean {group}={near[0]}?" if near else ";"
+    return f"{group}={choice}: no such choice{meant} {group} can be {', '.join(shown)}{others}"
 
 
 def _choices(group: str) -> list[str]:

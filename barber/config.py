@@ -7,6 +7,7 @@ the rest of the package never sees them.
 import inspect
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import barber
 from barber.errors import UserError, did_you_mean, within
 from barber.run.experiment import Experiment
+from barber.targets import KEY, is_allowed, is_ours
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -41,24 +43,43 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
         UserError: a value of the wrong type or out of range, by its full key.
     """
     # others take these
-    values = {key: value for key, value in config.items() if key not in ("metric", "data_dir", "bos", "objective")}
+    values = {key: value for key, value in config.items() if key not in ("metric", "data_dir", "bos", "objective", KEY)}
+    allowed = config.get(KEY) or []
     # components take over some of them (${seed}): a mistake is told by the key that it was made in
+    _check_numbers(values, "")
     _check(Experiment, {key: value for key, value in values.items() if not isinstance(value, dict)}, "")
-    built = _call(Experiment, {key: build(value, key) for key, value in values.items()}, "")
+    built = _call(Experiment, {key: build(value, key, allowed) for key, value in values.items()}, "")
     assert isinstance(built, Experiment)
     return built
 
 
-def build(node: Any, key: str) -> Any:
-    """Build what a config node describes: plain values as they are, a `_target_` by calling it."""
+def _check_numbers(node: Any, key: str) -> None:
+    """Refuse what no field means: numbers that are none, and whole ones that no 64 bits hold."""
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, value in items:
+            below = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}" if key else str(name)
+            _check_numbers(value, below)
+    elif isinstance(node, float) and not isfinite(node):
+        raise UserError(f"{key} must be a finite number, not {node}")
+    elif isinstance(node, int) and not -(2**63) <= node < 2**63:
+        raise UserError(f"{key} must be a number of 64 bits, from {-(2**63)} to {2**63 - 1}")
+
+
+def build(node: Any, key: str, allowed: Sequence[str] = ()) -> Any:
+    """Build what a config node describes: plain values as they are, a `_target_` by calling it.
+
+    Args:
+        allowed: names that may be called beside our own, as `allow_targets` has them.
+    """
     if isinstance(node, list):
-        return [build(item, f"{key}[{i}]") for i, item in enumerate(node)]
+        return [build(item, f"{key}[{i}]", allowed) for i, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    arguments = {name: build(value, f"{key}.{name}") for name, value in node.items() if name != "_target_"}
+    arguments = {name: build(value, f"{key}.{name}", allowed) for name, value in node.items() if name != "_target_"}
     if "_target_" not in node:
         return arguments
-    return _call(_find(node["_target_"], key), arguments, key)
+    return _call(_find(str(node["_target_"]), key, allowed), arguments, key)
 
 
 # Public names that differ from the last part of the internal path that YAML named before there were public ones.
@@ -70,12 +91,15 @@ _RENAMED = {
 }
 
 
-def _find(target: str, key: str) -> Any:
-    module, _, name = str(target).rpartition(".")
-    if module.partition(".")[0] == "barber" and (module != "barber" or name not in barber.__all__):
+def _find(target: str, key: str, allowed: Sequence[str]) -> Any:
+    module, _, name = target.rpartition(".")
+    if not is_ours(target) and not is_allowed(target, allowed):
+        package = module.partition(".")[0]
         public = _RENAMED.get(target, name)
         near = f"use barber.{public}" if public in barber.__all__ else "see barber.__all__"
-        raise UserError(f"{key}._target_ must be a public name of barber, {target} is none; {near}")
+        trust = f"if you trust {package}, say '{KEY}=[{package}.*]' on the command line"
+        tail = near if package in ("", "barber") else trust
+        raise UserError(f"{key}._target_ must be a public name of barber, {target} is none; {tail}")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

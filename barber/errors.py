@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from math import inf
 
 
 class BarberError(Exception):
@@ -60,11 +61,18 @@ def within(key: str) -> Iterator[None]:
         raise UserError(error.message, field=field) from error
 
 
-def require_counts(component: object, *fields: str) -> None:
-    """Refuse a component whose fields are not all at least 1, by the field's name."""
+# What a run would never come to an end of, were it asked for more: rounds, tokens, samples.
+_MOST = 1_000_000
+
+
+def require_counts(component: object, *fields: str, least: int = 1, most: int | None = _MOST) -> None:
+    """Refuse a component whose fields are not all from `least` to `most`, by the field's name; None is left alone."""
     for field in fields:
-        if getattr(component, field) < 1:
-            raise UserError(f"must be at least 1, not {getattr(component, field)}", field=field)
+        value = getattr(component, field)
+        if value is not None and value < least:
+            raise UserError(f"must be at least {least}, not {value}", field=field)
+        if value is not None and most is not None and value > most:
+            raise UserError(f"must be at most {most}, not {value}", field=field)
 
 
 def require_share(component: object, field: str) -> None:
@@ -74,15 +82,15 @@ def require_share(component: object, field: str) -> None:
 
 
 def require_not_negative(component: object, field: str) -> None:
-    """Refuse a component whose field is below 0, or no number."""
-    if not getattr(component, field) >= 0:
-        raise UserError(f"must be at least 0, not {getattr(component, field)}", field=field)
+    """Refuse a component whose field is below 0, infinite or no number."""
+    if not 0 <= getattr(component, field) < inf:
+        raise UserError(f"must be at least 0 and finite, not {getattr(component, field)}", field=field)
 
 
 def require_positive(component: object, field: str) -> None:
-    """Refuse a component whose field is not above 0."""
-    if not getattr(component, field) > 0:
-        raise UserError(f"must be above 0, not {getattr(component, field)}", field=field)
+    """Refuse a component whose field is not above 0, infinite or no number."""
+    if not 0 < getattr(component, field) < inf:
+        raise UserError(f"must be above 0 and finite, not {getattr(component, field)}", field=field)
 
 
 def did_you_mean(

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from barber.data.datasets import DataSet
+from barber.data.datasets import MAX_BYTES, DataSet
 from barber.data.texts import (
     Corpus,
     OfflineText,
@@ -23,7 +23,7 @@ from barber.data.texts import (
     tokenise,
     without_leading,
 )
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.runtime.cache import Cache
 from barber.runtime.files import written_whole
 from barber.runtime.tensors import Tensor
@@ -83,7 +83,7 @@ class TextWindows:
     bos: bool = False
 
     def __post_init__(self) -> None:
-        _check_windows(self.nsamples, self.seqlen, self.save)
+        _check(self)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
         text = self.text.tokens(tokenizer, cache)
@@ -122,7 +122,7 @@ class DocumentWindows:
     bos: bool = False
 
     def __post_init__(self) -> None:
-        _check_windows(self.nsamples, self.seqlen, self.save)
+        _check(self)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
         rows = self.data.rows()
@@ -169,11 +169,7 @@ class TokenSamples:
     save: str | None = None
 
     def __post_init__(self) -> None:
-        if self.nsamples is not None and self.nsamples < 1:
-            raise UserError(f"must be at least 1, not {self.nsamples}", field="nsamples")
-        if self.seqlen is not None and self.seqlen < 2:
-            raise UserError(f"must be at least 2, not {self.seqlen}", field="seqlen")
-        _check_save(self.save)
+        _check(self)
 
     def sample(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> CalibrationSet:
         tokens_NL = read_token_file(self.path)
@@ -204,9 +200,10 @@ def text_windows(
     seed: int = 0,
     save: str | None = None,
     bos: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> TextWindows:
-    """Windows of the user's own text files."""
-    return TextWindows(TextFiles(path, column), nsamples, seqlen, seed, save, bos)
+    """Windows of the user's own text files; the options are those of `TextFiles` and of `TextWindows`."""
+    return TextWindows(TextFiles(path, column, max_bytes), nsamples, seqlen, seed, save, bos)
 
 
 def hub_windows(
@@ -225,16 +222,17 @@ def hub_windows(
     seed: int = 0,
     save: str | None = None,
     bos: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> TextWindows | DocumentWindows:
     """Windows of a data set of the Hugging Face hub.
 
     Args:
         windows: `document`: each inside one row; `text`: anywhere in the rows joined with the separator.
         separator: of the rows, for `text`.
-        dataset, split, column, config, revision, files, local, data_dir: as in `DataSet`.
+        dataset, split, column, config, revision, files, local, data_dir, max_bytes: as in `DataSet`.
         nsamples, seqlen, seed, save, bos: as in `TextWindows`.
     """
-    data = DataSet(dataset, split, column, config, revision, files, local, data_dir)
+    data = DataSet(dataset, split, column, config, revision, files, local, data_dir, max_bytes=max_bytes)
     if windows == "document":
         return DocumentWindows(data, nsamples, seqlen, seed, save, bos)
     return TextWindows(Corpus(data, separator), nsamples, seqlen, seed, save, bos)
@@ -260,17 +258,11 @@ def save_samples(samples: CalibrationSet, path: Path) -> None:
         raise UserError(f"must be a file that can be written; {error}", field="save") from error
 
 
-def _check_windows(nsamples: int, seqlen: int, save: str | None) -> None:
-    if nsamples < 1:
-        raise UserError(f"must be at least 1, not {nsamples}", field="nsamples")
-    if seqlen < 2:
-        raise UserError(f"must be at least 2, not {seqlen}", field="seqlen")
-    _check_save(save)
-
-
-def _check_save(save: str | None) -> None:
-    if save is not None and not save.endswith(".safetensors"):
-        raise UserError(f"must be a file name that ends in .safetensors, not {save!r}", field="save")
+def _check(samples: TextWindows | DocumentWindows | TokenSamples) -> None:
+    require_counts(samples, "nsamples")
+    require_counts(samples, "seqlen", least=2)
+    if samples.save is not None and not samples.save.endswith(".safetensors"):
+        raise UserError(f"must be a file name that ends in .safetensors, not {samples.save!r}", field="save")
 
 
 def _draw(count: int, generator: torch.Generator) -> int:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from barber.data import wikipedia
-from barber.data.datasets import DataSet, kind_of, open_text, read_column
-from barber.errors import UserError
+from barber.data.datasets import MAX_BYTES, Budget, DataSet, kind_of, open_text, read_column
+from barber.errors import UserError, require_counts
 from barber.runtime.cache import Cache, Entry
 from barber.runtime.files import written_whole
 from barber.runtime.tensors import Tensor
@@ -57,8 +57,7 @@ class Corpus:
     max_windows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_windows is not None and self.max_windows < 1:
-            raise UserError(f"must be at least 1, not {self.max_windows}", field="max_windows")
+        require_counts(self, "max_windows")
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         rows = self.data.rows()
@@ -92,9 +91,10 @@ def corpus(
     first: int | None = None,
     separator: str = "\n\n",
     max_windows: int | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Corpus:
     """A corpus from one flat set of options, those of `DataSet` and of `Corpus`."""
-    data = DataSet(dataset, split, column, config, revision, files, local, data_dir, first)
+    data = DataSet(dataset, split, column, config, revision, files, local, data_dir, first, max_bytes)
     return Corpus(data, separator, max_windows)
 
 
@@ -106,10 +106,15 @@ class TextFiles:
         path: a file, a folder (its .txt, .md, .raw, .jsonl and .parquet files, also in subfolders and with .gz) or a
             glob pattern.
         column: the column of .jsonl and .parquet files that holds the text.
+        max_bytes: refuse more text than that, unpacked, in all files together.
     """
 
     path: str
     column: str = "text"
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        require_counts(self, "max_bytes", most=None)
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase | None, cache: Cache | None = None) -> Tokens:
         root = Path(self.path)
@@ -122,16 +127,17 @@ class TextFiles:
             files = sorted(path for path in found if path.is_file())
         if not files:
             raise UserError(f"must be text files or a folder of them; {self.path} has none", field="path")
-        texts = [text for file in files for text in self._read(file)]
+        budget = Budget(self.max_bytes)
+        texts = [text for file in files for text in self._read(file, budget)]
         if not any(text.strip() for text in texts):
             raise UserError(f"must be text files with text in them; {self.path} is empty", field="path")
         return Tokens(tokenise("\n\n".join(texts), tokenizer, cache), f"text files {self.path}")
 
-    def _read(self, file: Path) -> list[str]:
+    def _read(self, file: Path, budget: Budget) -> list[str]:
         if kind_of(file) in _ROW_KINDS:
-            return list(read_column(file, self.column))
+            return list(read_column(file, self.column, budget))
         try:
-            with open_text(file) as stream:
+            with open_text(file, budget) as stream:
                 return [stream.read()]
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise UserError(f"must be UTF-8 text files; reading {file} failed: {error}", field="path") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from barber.errors import NumericsError, UserError
+from barber.errors import NumericsError, require_counts
 from barber.evals.forward import Batch, BlockOutputs
 from barber.evals.results import AgreementResult
 from barber.evals.windows import Windows
@@ -27,8 +27,7 @@ class Agreement:
     block_positions: int = 512
 
     def __post_init__(self) -> None:
-        if self.block_positions < 1:
-            raise UserError(f"must be at least 1, not {self.block_positions}", field="block_positions")
+        require_counts(self, "block_positions")
 
     def outputs(self, windows: Windows) -> BlockOutputs:
         """What is to be taken down of the blocks on these windows."""

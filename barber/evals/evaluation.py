@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.texts import Text
-from barber.errors import UserError, within
+from barber.errors import UserError, require_counts, within
 from barber.evals.agreement import Agreement, Divergence, Reference
 from barber.evals.cache import ResultCache, keep, kept_results, kept_tensors
 from barber.evals.forward import Forward
@@ -63,8 +63,7 @@ class Evaluation:
     placement: Placement = "auto"
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"must be at least 1, not {self.batch_size}", field="batch_size")
+        require_counts(self, "batch_size")
         if self.reads_texts and not self.texts:
             raise UserError("must name a text at least, as evals/text=wikitext2 or evals/text=[wikitext2,ptb]", "texts")
         lengths = [protocol.seqlen for protocol in self.windows]

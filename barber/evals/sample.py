@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.evals.results import SampleResult
 
 
@@ -24,8 +24,7 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise UserError("must be a text, not an empty one", field="prompt")
-        if self.tokens < 1:
-            raise UserError(f"must be at least 1, not {self.tokens}", field="tokens")
+        require_counts(self, "tokens", most=10_000)
 
     def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SampleResult:
         """Let a model that has been placed go on."""

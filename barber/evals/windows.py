@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from barber.data.texts import Corpus, Text, Tokens, leading_bos, without_leading
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.evals.results import TextProtocol
 from barber.runtime.tensors import Tensor
 
@@ -60,12 +60,10 @@ class WindowProtocol:
     max_windows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.seqlen < 2:
-            raise UserError(f"must be at least 2, not {self.seqlen}", field="seqlen")
+        require_counts(self, "seqlen", least=2)
         if self.stride is not None and not 1 <= self.stride <= self.seqlen:
             raise UserError(f"must be between 1 and seqlen ({self.seqlen}), not {self.stride}", field="stride")
-        if self.max_windows is not None and self.max_windows < 1:
-            raise UserError(f"must be at least 1, not {self.max_windows}", field="max_windows")
+        require_counts(self, "max_windows")
 
     def cut(self, text: Text, found: Tokens, tokenizer: PreTrainedTokenizerBase | None) -> Windows:
         """Cut a text, whose tokens have been found, into windows.

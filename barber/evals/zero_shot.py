@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.data.datasets import DEFAULT_FOLDER
-from barber.errors import BarberError, UserError
+from barber.errors import BarberError, UserError, require_counts
 from barber.evals.harness import harness
 from barber.evals.results import TaskResult, ZeroShotResult
 from barber.evals.tasks import TaskFolder, Tasks, digest, load_tasks, reason
@@ -50,10 +50,8 @@ class ZeroShot:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError("must name a task at least", field="tasks")
-        for name, least in (("num_fewshot", 0), ("batch_size", 1), ("limit", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"must be at least {least}, not {value}", field=name)
+        require_counts(self, "batch_size", "limit")
+        require_counts(self, "num_fewshot", least=0)
 
     def prepare(self, out: Path) -> Tasks:
         """Read the tasks and their data.

@@ -59,7 +59,7 @@ class NM:
     m: int = 4
 
     def __post_init__(self) -> None:
-        require_counts(self, "n")
+        require_counts(self, "n", "m")
         if self.n >= self.m:
             raise UserError(f"must be below m ({self.m}), not {self.n}", field="n")
 
@@ -93,8 +93,7 @@ class Exactly:
     num_pruned: int
 
     def __post_init__(self) -> None:
-        if self.num_pruned < 0:
-            raise UserError(f"must be at least 0, not {self.num_pruned}", field="num_pruned")
+        require_counts(self, "num_pruned", least=0, most=None)
 
     def __str__(self) -> str:
         return f"{self.num_pruned} weights"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from barber.data.calibration import Calibration
-from barber.errors import UserError
+from barber.errors import require_counts
 from barber.evals.evaluation import Evaluation
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
@@ -70,6 +70,5 @@ class Experiment:
         return steps | {f"update.{name}": step for name, step in (self.update or {}).items()}
 
     def __post_init__(self) -> None:
-        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise UserError(f"must be at least 1, not {value}", field=name)
+        require_counts(self, "batch_size")
+        require_counts(self, "threads", most=1024)

@@ -14,7 +14,9 @@ _NOTHING: tuple[Consequence, ...] = ()
 # and files of a run, its finished `layers`, the `point` of a table (which has model, texts and seed elsewhere).
 _COUNTS_FOR: dict[str, tuple[Consequence, ...]] = {
     # names, places, and who is told
-    **dict.fromkeys(("name", "tracker", "resume", "cache", "data_dir", "save", "disk_check"), _NOTHING),
+    **dict.fromkeys(
+        ("name", "tracker", "resume", "cache", "data_dir", "save", "disk_check", "allow_targets"), _NOTHING
+    ),
     # what is done with the pruned model
     "evals": ("figures", "point"),
     "export": ("figures",),

@@ -46,7 +46,7 @@ class Cache:
     max_gib: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.max_gib <= 0:
+        if not self.max_gib > 0:
             raise UserError(f"must be above 0, not {self.max_gib}; cache=off does without", field="max_gib")
 
     def entry(self, kind: str, facts: dict[str, Any]) -> "Entry":

@@ -36,6 +36,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"rows.jsonl": rows, "cut_off.jsonl": rows[:-5], "empty.jsonl": b"", "no_gzip.jsonl.gz": rows}
     (folder / "data_dir" / "ptb").mkdir(parents=True)
     (folder / "data_dir" / "ptb" / "ptb.test.jsonl").write_bytes(rows)
+    # unpacked, three and six times what the tests allow
+    (folder / "large.txt.gz").write_bytes(gzip.compress(b"a word " * 2**19))
+    (folder / "large.jsonl.gz").write_bytes(gzip.compress(rows * 2**17))
+    (folder / "deep.jsonl").write_text("[" * 2**17 + "\n", encoding="utf-8")
     for name, content in {**data, "cut_off.jsonl.gz": gzip.compress(rows)[:-9]}.items():
         (folder / name).write_bytes(content)
     tokens = tiny.tokens()
@@ -90,9 +94,12 @@ def key_of(overrides: str) -> str:
     return overrides.split()[-1].lstrip("+~").partition("=")[0]
 
 
-PRUNERS = "gblm, magnitude, none, random, ria, sparsegpt, wanda, wanda_plus"
 COMMAND_LINE = {
-    "pruner=wandaa": f"pruner=wandaa: no such choice; pruner can be {PRUNERS}",
+    "pruner=Wandaa": (
+        "pruner=Wandaa: no such choice, did you mean pruner=wanda? pruner can be wanda, wanda_plus, gblm, magnitude, "
+        "none, random, ria, sparsegpt"
+    ),
+    "experiment=": ("experiment=: no such choice; experiment can be ... and ... others (barber --help lists them)"),
     "pattern=2": "pattern=2: no such choice; pattern can be 2of4, 4of8, nofm, unstructured",
     "metric=null": "metric=null: no such choice; metric can be gradient, weight, weight_gradient",
     "evals=[perplexity,foo]": "evals=foo: no such choice; evals can be agreement, none, perplexity, zero_shot",
@@ -100,7 +107,9 @@ COMMAND_LINE = {
         "evals/text=foo: no such choice; evals/text can be c4, files, hub, offline, ptb, tokens, wikitext2, "
         "wikitext2_validation"
     ),
-    "pruner=[wanda,foo]": f"pruner=foo: no such choice; pruner can be {PRUNERS}",
+    "pruner=[wanda,foo]": (
+        "pruner=foo: no such choice; pruner can be gblm, magnitude, none, random, ria, sparsegpt, wanda, wanda_plus"
+    ),
     "rebuild.alpah=0.1": "rebuild.alpah: no such key, did you mean rebuild.barber.alpha?",
     "rebuild.alpha=0.2": "rebuild.alpha: no such key, did you mean rebuild.barber.alpha?",
     "rebuild.barbr.alpha=0.2": "rebuild.barbr: no such key, did you mean rebuild.barber?",
@@ -214,7 +223,33 @@ VALUES = {
     "model.model_type=t5": f"model type 't5' is not supported; supported are {SUPPORTED}",
 }
 
+NUMBERS = {
+    "seed=nan": "{} must be a finite number, not nan",
+    "rebuild.barber.alpha=nan": "{} must be a finite number, not nan",
+    "+model.settings.x=[64,-inf]": "model.settings.x[1] must be a finite number, not -inf",
+    "+model.settings.rms_norm_eps=inf": "{} must be a finite number, not inf",
+    "seed=9223372036854775808": "{} must be a number of 64 bits, from -9223372036854775808 to 9223372036854775807",
+    "threads=1025": "{} must be at most 1024, not 1025",
+    "batch_size=1000001": "{} must be at most 1000000, not 1000001",
+    "calibration.nsamples=1000000000000": "{} must be at most 1000000, not 1000000000000",
+    "rebuild.barber.rounds=1000000000000": "{} must be at most 1000000, not 1000000000000",
+    "allocation=evopress allocation.generations=1000000000000": "{} must be at most 10000, not 1000000000000",
+    "update=alps update.alps.rho=0": "{} must be above 0 and finite, not 0",
+    "model.settings.num_attention_heads=0": "model.settings must suit the model type llama (...by zero)",
+    "model.settings.num_hidden_layers=1000000000": (
+        "model: no model can be built from the config: it has 1000000000 layers, of 1000 at most"
+    ),
+}
+
 DATA = {
+    "calibration.max_bytes=100": "{} must be at least the bytes of the text, and text.md goes beyond 100",
+    "calibration.path=large.txt.gz calibration.max_bytes=1000000": (
+        "{} must be at least the bytes of the text, and large.txt.gz goes beyond 1000000"
+    ),
+    "calibration.path=large.jsonl.gz calibration.max_bytes=1000000": (
+        "{} must be at least the bytes of the text, and large.jsonl.gz goes beyond 1000000"
+    ),
+    "calibration.path=deep.jsonl": "calibration: line 1 of deep.jsonl is no JSON (...); was the file cut off?",
     "calibration.path=cut_off.jsonl": "calibration: line 3 of cut_off.jsonl is no JSON (...); was the file cut off?",
     "calibration.path=empty.jsonl": "calibration: empty.jsonl is empty; download it again",
     "calibration.path=no_gzip.jsonl.gz": "calibration: no_gzip.jsonl.gz is no whole gzip file (...); download it again",
@@ -272,6 +307,8 @@ EVALS = {
     "evals.seqlen=[64,1]": "{} must be at least 2, not 1",
     "evals.bos=true": "{} must be false, the model's tokenizer has no beginning-of-sequence token",
     "evals.placement=disk": "{} must be one of auto, whole, layers, not 'disk'",
+    "evals.sample.tokens=1000000000000": "{} must be at most 10000, not 1000000000000",
+    "evals.texts.files.max_bytes=100": "{} must be at least the bytes of the text, and text.md goes beyond 100",
     "evals.sample.prompt=''": "{} must be a text, not an empty one",
     "~evals.texts.files": (
         "evals.texts must name a text at least, as evals/text=wikitext2 or evals/text=[wikitext2,ptb]"
@@ -327,7 +364,7 @@ FILES = {
 BY_NAME = "model=tiny evals=none"
 
 BASES = [
-    (TINY, VALUES),
+    (TINY, VALUES | NUMBERS),
     (TINY, DATA),
     (BY_NAME, NAMED),
     (WITH_EVALS, EVALS),

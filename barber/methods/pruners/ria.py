@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from barber.errors import UserError
+from barber.errors import require_not_negative
 from barber.methods.block import BlockState, Pruned
 from barber.methods.patterns import NM, Pattern
 from barber.methods.pruners.base import GradientOf
@@ -38,8 +38,7 @@ class RIA:
     gradient: ClassVar[GradientOf] = None
 
     def __post_init__(self) -> None:
-        if self.exponent < 0:
-            raise UserError(f"must be at least 0, not {self.exponent}", field="exponent")
+        require_not_negative(self, "exponent")
 
     def prune(self, block: BlockState) -> dict[str, Pruned]:
         """The lowest scores go, linear by linear."""

@@ -25,7 +25,7 @@ from itertools import pairwise
 
 import torch
 
-from barber.errors import UserError
+from barber.errors import UserError, require_counts
 from barber.methods.patterns import Exactly
 from barber.model.decoder import Decoder
 from barber.runtime.activations import Activations
@@ -55,8 +55,7 @@ class ErrorCurves(Allocation):
     def __post_init__(self) -> None:
         if not 0 < self.spread < 1:
             raise UserError(f"must be above 0 and below 1, not {self.spread}", field="spread")
-        if self.levels < 2:
-            raise UserError(f"must be at least 2, not {self.levels}", field="levels")
+        require_counts(self, "levels", least=2)
 
     def allocate(self, setting: Setting, watch: Watch | None = None) -> dict[str, int]:
         """The number of weights that each linear loses; the linears of a block lose the same share."""

@@ -57,7 +57,7 @@ class EvoPress(Allocation):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_counts(self, "generations", "offspring")
+        require_counts(self, "generations", "offspring", most=10_000)
         if not self.survivors or self.survivors[-1] != 1 or min(self.survivors) < 1:
             raise UserError(f"must be whole numbers that end with 1, not {list(self.survivors)}", field="survivors")
         if len(self.tokens) != len(self.survivors) or min(self.tokens) < 1:
