@@ -163,8 +163,8 @@ def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | 
 
 def _refuse_merged(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
     """Refuse several choices that are one and the same step: Hydra would make one of them, without a word."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        group, chosen = override.key_or_group, override.value()
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for group, chosen in {one.key_or_group: one.value() for one in parsed}.items():  # the last one counts
         if group in ("rebuild", "update") and isinstance(chosen, list) and len(chosen) != len(values.get(group) or {}):
             names = ",".join(map(str, chosen))
             raise UserError(f"{group}=[{names}] must name every step once, and none only by itself")

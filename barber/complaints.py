@@ -57,9 +57,8 @@ def sentence(error: Exception, arguments: Sequence[str]) -> str:
 def _nameless_choice(arguments: Sequence[str]) -> str | None:
     """The sentence about GROUP=null or GROUP=3, of which Hydra says only that it is no text."""
     for argument in arguments:
-        group, _, choice = argument.partition("=")
-        known = _choices(group)
-        if known and choice not in known:
+        group, _, choice = argument.lstrip("+~").partition("=")
+        if (known := _choices(group)) and choice not in known and not choice.startswith("["):
             return _choice_sentence(group, choice, known)
     return None
 

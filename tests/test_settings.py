@@ -43,14 +43,17 @@ def from_file(**settings: Any) -> TokenSamples:
 
 
 AT_LEAST_1 = "must be at least 1, not"
-AT_LEAST_0 = "must be at least 0, not"
-ABOVE_0 = "must be above 0, not"
+AT_LEAST_0 = "must be at least 0 and finite, not"
+ABOVE_0 = "must be above 0 and finite, not"
 #: What is made, the one setting that is out of range, and what the sentence says between its name and its value.
 OUT_OF_RANGE: list[tuple[Build, str, Any, str]] = [
     *((Unstructured, "sparsity", value, "must be at least 0 and below 1, not") for value in (-0.1, 1, 1.5, NAN)),
-    (Exactly, "num_pruned", -1, AT_LEAST_0),
+    (Exactly, "num_pruned", -1, "must be at least 0, not"),
     *((Barber, "alpha", value, "must be from 0 to 1, not") for value in (-0.1, 1.1, NAN)),
     *((Barber, "rounds", value, AT_LEAST_1) for value in (0, -1)),
+    (Barber, "rounds", 10**12, "must be at most 1000000, not"),
+    (RIA, "exponent", float("inf"), AT_LEAST_0),
+    (ADMM, "rho", float("inf"), ABOVE_0),
     (DSnoT, "cycles", 0, AT_LEAST_1),
     *((DSnoT, "threshold", value, AT_LEAST_0) for value in (-1.0, NAN)),
     *((Swaps, field, 0, AT_LEAST_1) for field in ("candidates", "rounds")),
@@ -89,7 +92,7 @@ OUT_OF_RANGE: list[tuple[Build, str, Any, str]] = [
     (WindowProtocol, "seqlen", 1, "must be at least 2, not"),
     (WindowProtocol, "max_windows", 0, AT_LEAST_1),
     (Agreement, "block_positions", 0, AT_LEAST_1),
-    (ZeroShot, "num_fewshot", -1, AT_LEAST_0),
+    (ZeroShot, "num_fewshot", -1, "must be at least 0, not"),
     (ZeroShot, "batch_size", 0, AT_LEAST_1),
     (ZeroShot, "limit", 0, AT_LEAST_1),
 ]
@@ -106,7 +109,7 @@ TOGETHER: list[tuple[Build, dict[str, Any], str]] = [
     (NM, {"n": 0, "m": 4}, "n must be at least 1, not 0"),
     (NM, {"n": 4, "m": 4}, "n must be below m (4), not 4"),
     (NM, {"n": 8, "m": 4}, "n must be below m (4), not 8"),
-    (NM, {"n": 1, "m": 0}, "n must be below m (0), not 1"),
+    (NM, {"n": 1, "m": 0}, "m must be at least 1, not 0"),
     (
         EvoPress,
         {"survivors": [2, 1], "tokens": [64]},

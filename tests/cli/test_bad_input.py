@@ -183,6 +183,7 @@ VALUES = {
     "pattern=2of4 rebuild.barber.granularity=layer": "{} must be output with an N:M pattern (here 2:4), not layer",
     "pattern=2of4 pruner=sparsegpt pruner.block_size=6": "{} must be a multiple of pattern.m (4), not 6",
     "rebuild=[barber,paper_wanda]": "{}=[barber,paper_wanda] must name every step once, and none only by itself",
+    "rebuild=[none,swaps] rebuild=[barber,swaps] seed=x": "seed must be a whole number, not 'x'",
     "rebuild=[none,swaps]": "{}=[none,swaps] must name every step once, and none only by itself",
     "pruner=ria pruner.permute=true rebuild=none": (
         "pruner.permute must be false but with an N:M pattern (here 50% unstructured, which has no cells)"
