@@ -234,14 +234,14 @@ def _refusal(sentence: str, exit_code: int = UserError.exit_code) -> SystemExit:
 
 def _end_of_finished(config: DictConfig, folder: Path, record: Any) -> SystemExit:
     """The end of a run whose folder holds a finished one: nothing is left to do if it is the same, as after a kill."""
-    from barber.run.claim import FOLDER, clear, owned
+    from barber.run.claim import clear, has_leftovers, owned
     from barber.run.display import console, show
     from barber.run.record import FILE
     from barber.runtime.ending import first_word
 
     with suppress(OmegaConfBaseException):  # which the composing of a run would say
         if config.resume != "never" and record.digest == _digest(_root_=config):
-            if (folder / FOLDER).exists():
+            if has_leftovers(folder):
                 with suppress(BarberError, OSError), owned(folder):
                     clear(folder)
             if _TOGETHER:

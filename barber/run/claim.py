@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from filelock import BaseFileLock
 
 from barber.errors import UserError
 from barber.model.checkpoint import MODEL
+from barber.model.engine import SOURCE
 from barber.run.record import FILE
 from barber.runtime.files import remove, sweep, writing
 from barber.runtime.locks import left_behind, locked, removed
@@ -101,9 +103,15 @@ def holds_layers(folder: Path) -> bool:
     return any((folder / FOLDER).glob("layer-*.json"))
 
 
+def has_leftovers(folder: Path) -> bool:
+    """Whether a run that was killed at its very end has left something that its owner would remove."""
+    return any((folder / name).exists() for name in (FOLDER, SOURCE, _LOCK))
+
+
 def clear(folder: Path) -> None:
-    """Remove what checkpoints consist of from a run folder, and their folder if that was all."""
+    """Remove what checkpoints consist of from a run folder, their folder if that was all, and a model made for it."""
     own = folder / FOLDER
+    rmtree(folder / SOURCE, ignore_errors=True)
     # Where nothing says any more what the layers are, nobody goes on with them.
     for pattern in (_FACTS, "layer-*", "pruned-*", "activations-*", ".*.unfinished", MODEL, "lock"):
         for file in own.glob(pattern):

@@ -91,14 +91,20 @@ def ended_as_told(outcome: Outcome, fault: Fault) -> str | None:
     return None
 
 
-def said_in_a_sentence(outcome: Outcome, fault: Fault) -> str | None:
-    """One sentence with path and reason and exit code 1, or no word where the disk was not needed."""
+def said_in_a_sentence(outcome: Outcome, fault: Fault, most: int = 1) -> str | None:
+    """One sentence with path and reason and exit code 1, or no word where the disk was not needed.
+
+    Args:
+        most: how many sentences there may be, one a job.
+    """
     if outcome.result is None:
         return f"no result: {outcome.code} {outcome.err[-500:]}"
     code, said = outcome.result.code, outcome.result.err
     if code == 0 and "Traceback" not in said:
         return None  # what could not be written was of use to nobody any more
-    if code not in (1, 2) or not re.fullmatch(r"barber: [^\n]*/[^\n]*\n", said) or "Traceback" in outcome.result.out:
+    # The run folder of these commands is "run", and what is in it has a slash in its path.
+    told = re.fullmatch(rf"(barber: [^\n]*(/|run)[^\n]*\n){{1,{most}}}", said)
+    if code not in (1, 2) or not told or "Traceback" in outcome.result.out:
         return f"ended with {code}: {said[-700:]}"
     return None
 
