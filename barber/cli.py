@@ -6,8 +6,9 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import wraps
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -19,10 +20,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from barber.errors import BarberError, UserError, in_one_line
+from barber.naming import choices_of, digest, quoted, register
 from barber.targets import hold_hydra
 
 log = logging.getLogger("barber")
@@ -156,7 +158,7 @@ def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | 
 
     disable_progress_bar()  # the run has bars of its own
     _refuse_merged(hydra_config.overrides.task, values)
-    choices = _choices(hydra_config.runtime.choices, values)
+    choices = choices_of(hydra_config.runtime.choices, values)
     on_device = {"device": device} if device and values["device"] in ("auto", "cuda") else {}
     return run(experiment(values | on_device), values, list(hydra_config.overrides.task), folder, choices)
 
@@ -176,9 +178,24 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return resolved(config)
 
 
+def _or_refuse(callback: Callable[..., None]) -> Callable[..., None]:
+    """End the program with what a callback fails of, in one sentence: Hydra would warn, and go on without it."""
+
+    @wraps(callback)
+    def checked(*arguments: Any, **named: Any) -> None:
+        try:
+            callback(*arguments, **named)
+        except Exception as error:
+            code = error.exit_code if isinstance(error, BarberError) else 1
+            raise _refusal(in_one_line(error), code) from error
+
+    return checked
+
+
 class KeepFinishedRuns(Callback):
     """Claim the output folder, and refuse one with another finished run in it, before Hydra writes its files there."""
 
+    @_or_refuse
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look into the folder of a single run; one that is named after the time may become another."""
         from barber.run.claim import TakenError, owned, siblings
@@ -199,12 +216,13 @@ class KeepFinishedRuns(Callback):
                 if not (tells_time and isinstance(error, TakenError)):
                     raise _refusal(str(error), error.exit_code) from error
         if candidate != folder:
-            with read_write(config), open_dict(config):
+            with read_write(config.hydra):
                 config.hydra.run.dir = str(candidate)
             HydraConfig.instance().set_config(config)
         if finished is not None:
             raise _end_of_finished(config, candidate, finished)
 
+    @_or_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin a sweep."""
         from barber.run.sweeps import SWEEP, position
@@ -214,6 +232,12 @@ class KeepFinishedRuns(Callback):
         if _TOGETHER:
             raise _refusal("torchrun shares out one run and not a sweep; start each of its jobs under torchrun")
         folder = _made("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+        with read_write(config.hydra):
+            said = config.hydra.overrides.hydra
+            if "max_failure_rate" in config.hydra.sweeper and not any("max_failure_rate" in one for one in said):
+                config.hydra.sweeper.max_failure_rate = 1.0  # a search goes on without a trial that failed
+            # The jobs' configs are composed anew, with these overrides: a folder that is named after choices stays one.
+            said.append(f"hydra.sweep.dir={quoted(folder)}")
         _sweeps.append((folder, position(folder)))
 
 
@@ -240,7 +264,7 @@ def _end_of_finished(config: DictConfig, folder: Path, record: Any) -> SystemExi
     from barber.runtime.ending import first_word
 
     with suppress(OmegaConfBaseException):  # which the composing of a run would say
-        if config.resume != "never" and record.digest == _digest(_root_=config):
+        if config.resume != "never" and record.digest == digest(config):
             if has_leftovers(folder):
                 with suppress(BarberError, OSError), owned(folder):
                     clear(folder)
@@ -252,48 +276,9 @@ def _end_of_finished(config: DictConfig, folder: Path, record: Any) -> SystemExi
     return _refusal(f"hydra.run.dir must not hold a finished run, but there is {folder / FILE}; choose another")
 
 
-def _digest(*, _root_: DictConfig) -> str:
-    """What tells the jobs of a sweep apart."""
-    from barber.run.identity import digest_of
-
-    own = OmegaConf.create({str(key): node for key, node in _root_.items_ex(resolve=False) if key != "hydra"})
-    values = OmegaConf.to_container(own, resolve=True)
-    assert isinstance(values, dict)
-    return digest_of({str(key): value for key, value in values.items()})
-
-
-def _job_folder(*, _root_: DictConfig) -> str:
-    """The name of a job's folder in that of its sweep: a job that was done under another name is found."""
-    from barber.run.reading import folder_of_job
-
-    # Twelve characters are enough for one sweep.
-    return folder_of_job(Path(_root_.hydra.sweep.dir), str(_root_.name), _digest(_root_=_root_)[:12]).name
-
-
-def _choices(choices: Mapping[Any, Any], config: Mapping[Any, Any]) -> dict[str, str | None]:
-    """The chosen option of every group; Hydra says nothing of a group of which several are chosen."""
-    chosen = {str(group): choice for group, choice in choices.items() if "/" not in str(group)}
-    steps = {group: "_".join(map(str, config.get(group) or {})) or "none" for group in ("rebuild", "update")}
-    return {**steps, **chosen}
-
-
-def _chosen(*, _root_: DictConfig) -> str:
-    """What a run is called: its methods, of the groups that are left alone by default only where they are not."""
-    chosen = _choices(HydraConfig.get().runtime.choices, _root_)
-    groups = {"model": "", "pattern": "", "allocation": "uniform", "pruner": "", "rebuild": "", "update": "none"}
-    return "_".join(str(chosen.get(group)) for group, silent in groups.items() if chosen.get(group) != silent)
-
-
-def _sweep(*, _root_: DictConfig) -> str:
-    """The name of a sweep: its experiment, or else what its runs are called."""
-    return str(_root_.hydra.runtime.choices.get("experiment") or _root_.name)
-
-
 # Here, where launchers' own processes find it, too: they import this module for `_job`.
 hold_hydra()
-OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
-OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
-OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
+register()
 
 
 def _writing_to(folder: str) -> list[str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -112,8 +113,8 @@ def free_gpu() -> Iterator[str | None]:
         time.sleep(1)
 
 
-def objective(results: Mapping[str, StageResults], key: str) -> float:
-    """The figure that a search is for: `rebuilt.perplexity.wikitext2.nll_per_token`.
+def objective(results: Mapping[str, StageResults], key: str) -> float | None:
+    """The figure that a search is for, `rebuilt.perplexity.wikitext2.nll_per_token`; None where it is not finite.
 
     Raises:
         UserError: the results have no such figure.
@@ -126,6 +127,9 @@ def objective(results: Mapping[str, StageResults], key: str) -> float:
         node = node[part]
     if not isinstance(node, int | float):
         raise UserError(f"must name a figure of the results; {key} is {type(node).__name__}", "objective")
+    if not isfinite(node):
+        log.warning("%s is %s; the search goes on without it.", key, node)
+        return None
     return float(node)
 
 
@@ -145,7 +149,7 @@ def _jobs_since(sweep: Path, begin: int) -> list[Job]:
 
 
 def summary(sweep: Path, begin: int) -> int:
-    """Show what became of the jobs since `begin`; returns the exit code, 1 if any failed."""
+    """Show what became of the jobs since `begin`; returns the exit code, 1 if any failed or none was begun."""
     if not (sweep / JOBS).exists():
         return 1
     jobs = _jobs_since(sweep, begin)
@@ -165,4 +169,4 @@ def summary(sweep: Path, begin: int) -> int:
             console.print(f"failed: {point}: {job.error} ({Path(job.folder) / FILE})", markup=False, soft_wrap=True)
     counts = [f"{sum(job.status == status for job in jobs)} {status}" for status in ("done", "skipped", "failed")]
     console.print(f"\n{', '.join(counts)}; python -m experiments.report {sweep}", markup=False, soft_wrap=True)
-    return int(any(job.status == "failed" for job in jobs))
+    return int(not jobs or any(job.status == "failed" for job in jobs))

@@ -57,7 +57,8 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
     turn: int, command: Callable[[str], list[str]], cache: Path, tmp_path: Path
 ) -> None:
     arguments = command("model")[: -len(RUN)]
-    assert [result.code for result in race(arguments, tmp_path / "four")] == [0] * FOUR
+    results = race(arguments, tmp_path / "four")
+    assert [(result.code, result.err) for result in results] == [(0, "")] * FOUR
     assert len(list((tmp_path / "four" / "outputs" / "runs").glob("*/record.json"))) == FOUR
 
 
