@@ -44,6 +44,7 @@ def main() -> None:
     # A cluster's way to end a job: the record has to say so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     _held.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+    _held.callback(signal.signal, signal.SIGTERM, lambda *_: None)  # what has come to its end needs not be told to
     sys.unraisablehook = _send_again
     _sweeps.clear()
     try:

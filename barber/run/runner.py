@@ -120,6 +120,7 @@ class _Run:
             self._measure("rebuilt" if experiment.steps else "pruned", model, weights, inputs)
             self._export(weights, inputs, masks)
         note_block_errors(record, self.folder, experiment.name)
+        self.ranks.meet("end")  # before the record says success
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
     def clean_up(self) -> None:

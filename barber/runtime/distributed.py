@@ -56,6 +56,15 @@ class Ranks:
         distributed.all_reduce(total)
         return total
 
+    def meet(self, where: str) -> None:
+        """Wait for all processes at a place of the run.
+
+        Raises:
+            EndedError: one of them has ended instead.
+        """
+        if self.size > 1:
+            wait_for_all(self.size, where)
+
     def broadcast(self, value: Any) -> Any:
         """What rank 0 has as `value`."""
         values = [value]
@@ -133,7 +142,7 @@ def joined() -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # While rank 0 measures the model, the others wait for it: days, if need be.
     forever = timedelta(days=14)
-    wait_for_all(size)
+    wait_for_all(size, "begin")
     distributed.init_process_group(
         backend, timeout=forever, store=store(), rank=int(os.environ["RANK"]), world_size=size
     )

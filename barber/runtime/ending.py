@@ -82,17 +82,21 @@ def together(size: int) -> Iterator[None]:
         raise
 
 
-def wait_for_all(size: int) -> None:
-    """Wait until all processes have come here, which may be seconds or minutes apart.
+def wait_for_all(size: int, where: str) -> None:
+    """Wait until all processes have come to a place, which may be seconds or minutes apart.
+
+    Args:
+        size: how many there are.
+        where: the name of the place.
 
     Raises:
         EndedError: one of them has ended instead.
     """
     meeting = store()
-    meeting.set(_key(f"here/{_rank()}"), "")
+    meeting.set(_key(f"{where}/{_rank()}"), "")
     for rank in range(size):
         for tries in count():
-            if meeting.check([_key(f"here/{rank}")]):
+            if meeting.check([_key(f"{where}/{rank}")]):
                 break
             if meeting.check([_key("end")]):
                 raise EndedError(Word(*json.loads(meeting.get(_key("end")))))
