@@ -29,12 +29,13 @@ from barber.model.weights import Stage, Weights
 from barber.run import display
 from barber.run.card import model_card
 from barber.run.claim import FOLDER, begin, holds_layers
+from barber.run.effects import without_effect
 from barber.run.experiment import Experiment
 from barber.run.export import MaskFile
 from barber.run.identity import counting, digest_of
 from barber.run.kept import initial_masks
 from barber.run.lifecycle import recorded
-from barber.run.notes import note_block_errors, note_report
+from barber.run.notes import note_block_errors, note_dense, note_report
 from barber.run.prepare import Inputs, prepare
 from barber.run.record import Resumed, RunRecord
 from barber.run.space import require_space
@@ -111,6 +112,8 @@ class _Run:
             self.checkpoint = self._begin(inputs)
         self.tracking.start(experiment.name, record, self.folder)
         model, weights = self._open(inputs)
+        if experiment.pruner is None and self.ranks.leads:
+            note_dense(record, model, weights)
         self._measure("dense", model, weights, inputs)
         if experiment.pruner is not None:
             pattern = self._allocate(model, weights, inputs)
@@ -275,7 +278,10 @@ class _Run:
         record.resumed = record.resumed if report.num_resumed else None
         record.machine = replace(record.machine, peak_memory_bytes=peak_memory(inputs.device))
         self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
-        note_report(record, self.folder, experiment.name, report, plots=bool(experiment.steps), leads=self.ranks.leads)
+        rebuilt, leads = bool(experiment.steps), self.ranks.leads
+        note_report(record, self.folder, experiment.name, report, rebuilt, leads)
+        if sentence := without_effect(experiment, report):
+            log.warning("%s", sentence)
         return masks
 
     def _export(self, weights: Weights, inputs: Inputs, masks: dict[str, Tensor]) -> None:
