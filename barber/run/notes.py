@@ -1,5 +1,6 @@
 """What a walk and a comparison have found, into the record and as pictures beside it."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,10 +8,14 @@ from transformers import PreTrainedModel
 
 from barber.model.decoder import Decoder
 from barber.model.weights import Weights
+from barber.run.effects import without_effect
+from barber.run.experiment import Experiment
 from barber.run.plots import plot_block_errors, plot_losses
 from barber.run.record import LinearCounts, RunRecord, Sparsity, Zeros
 from barber.run.watching import LAYERS
 from barber.walk.report import Report
+
+log = logging.getLogger("barber")
 
 
 def note_dense(record: RunRecord, model: PreTrainedModel, weights: Weights) -> None:
@@ -25,25 +30,25 @@ def note_dense(record: RunRecord, model: PreTrainedModel, weights: Weights) -> N
     record.zeros["dense"] = Zeros(zeros, total)
 
 
-def note_report(record: RunRecord, folder: Path, name: str, report: Report, rebuilt: bool, leads: bool) -> None:
-    """The figures of a walk.
+def note_report(record: RunRecord, folder: Path, experiment: Experiment, report: Report, leads: bool) -> None:
+    """The figures of a walk, and what it was asked for in vain.
 
     Args:
         folder: of the run.
-        name: of the run, for the picture.
-        rebuilt: whether the model has a stage after the pruned one.
         leads: whether this process writes.
     """
     record.walk_seconds = report.seconds
     record.linears = {linear: LinearCounts(**counts) for linear, counts in report.linears.items()}
     record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
-    record.zeros = dict(_zeros_by_stage(report, "rebuilt" if rebuilt else "pruned"))
+    record.zeros = dict(_zeros_by_stage(report, "rebuilt" if experiment.steps else "pruned"))
     if not leads:
         return
     record.note_digest(folder / LAYERS)
     record.write(folder)
+    if sentence := without_effect(experiment, report):
+        log.warning("%s", sentence)
     if any(block.loss_before or block.loss_after for block in report.blocks):
-        plot_losses(report.blocks, name, folder / "loss.png")
+        plot_losses(report.blocks, experiment.name, folder / "loss.png")
         record.files["loss"] = "loss.png"
 
 

@@ -29,7 +29,6 @@ from barber.model.weights import Stage, Weights
 from barber.run import display
 from barber.run.card import model_card
 from barber.run.claim import FOLDER, begin, holds_layers
-from barber.run.effects import without_effect
 from barber.run.experiment import Experiment
 from barber.run.export import MaskFile
 from barber.run.identity import counting, digest_of
@@ -104,9 +103,7 @@ class _Run:
     def carry_out(self) -> None:
         experiment, record = self.experiment, self.record
         record.seconds = self.stopwatch.seconds
-        if experiment.threads is not None:
-            torch.set_num_threads(experiment.threads)
-        _seed_everything(experiment.seed)
+        _make_repeatable(experiment.seed, experiment.threads)
         with self.stopwatch("prepare"):
             inputs = prepare(experiment, record, self.ranks, self.folder)
             self.checkpoint = self._begin(inputs)
@@ -278,10 +275,7 @@ class _Run:
         record.resumed = record.resumed if report.num_resumed else None
         record.machine = replace(record.machine, peak_memory_bytes=peak_memory(inputs.device))
         self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
-        rebuilt, leads = bool(experiment.steps), self.ranks.leads
-        note_report(record, self.folder, experiment.name, report, rebuilt, leads)
-        if sentence := without_effect(experiment, report):
-            log.warning("%s", sentence)
+        note_report(record, self.folder, experiment, report, self.ranks.leads)
         return masks
 
     def _export(self, weights: Weights, inputs: Inputs, masks: dict[str, Tensor]) -> None:
@@ -310,7 +304,9 @@ def _facts_of_layers(
     }
 
 
-def _seed_everything(seed: int) -> None:
+def _make_repeatable(seed: int, threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

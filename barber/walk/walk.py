@@ -265,12 +265,7 @@ class Walk:
     ) -> BlockResult:
         """Wait for the device: the one time in a block that its figures and checks are looked at."""
         names = [linear.name for linear in block.linears]
-        initial, final = work.initial, exchanged.final
-        zeros = [
-            (weight_OI.to(self._stored[name]) == 0).sum()
-            for name in names
-            for weight_OI in (work.dense_OI[name], initial[name].weight_OI, final[name].weight_OI)
-        ]
+        zeros = _zeros(work, exchanged.final, {name: self._stored[name] for name in names})
         counts = [exchanged.num_exchanged[name] for name in names] if exchanged.num_exchanged else []
         ordered = [*losses, *zeros, *exchanged.by_step, *counts]
         found = iter(torch.stack([figure.double() for figure in ordered]).tolist())
@@ -284,7 +279,17 @@ class Walk:
         zeros_of = {name: (int(next(found)), int(next(found)), int(next(found))) for name in names}
         by_step = [int(next(found)) for _ in exchanged.by_step]
         linears = [
-            LinearResult(name, initial[name], final[name], *zeros_of[name], int(next(found, 0))) for name in names
+            LinearResult(name, work.initial[name], exchanged.final[name], *zeros_of[name], int(next(found, 0)))
+            for name in names
         ]
         seconds = time.perf_counter() - start
         return BlockResult(work.index, block.name, linears, seconds, loss_before, loss_after, by_step)
+
+
+def _zeros(work: LayerWork, final: Mapping[str, Pruned], stored: Mapping[str, torch.dtype]) -> list[Tensor]:
+    """Zeros of linears as they are stored, three of each: when it came, as the pruner left it, and now."""
+    return [
+        (weight_OI.to(dtype) == 0).sum()
+        for name, dtype in stored.items()
+        for weight_OI in (work.dense_OI[name], work.initial[name].weight_OI, final[name].weight_OI)
+    ]

@@ -158,6 +158,14 @@ def test_what_keeps_figures_from_being_compared_is_footnoted(write: Write, tmp_p
     assert cells["method"].notes == ("calibrated on 16 x 512 wikitext2, not on 128 x 2048 c4",)
 
 
+def test_what_was_counted_is_footnoted(write: Write, tmp_path: Path) -> None:
+    write(None, "Wanda", calibration=(128, 2048, "c4"), zeros={"dense": {"zeros": 1, "weights": 4}})
+    assert row(built(tmp_path), "Dense", "").cells["method"].notes == ("25.00% of the dense model's weights are zeros",)
+    content = record(calibration=(128, 2048, "c4"))
+    content["calibration"]["distinct"] = 14
+    assert records.Run("a run", "a model", content).calibration == "128 x 2048 c4 (14 distinct)"
+
+
 def test_magnitude_needs_no_calibration_and_gets_no_note(write: Write, tmp_path: Path) -> None:
     write(None, "Magnitude", 60.0)
     assert row(built(tmp_path), "Magnitude").cells["method"].notes == ()
