@@ -17,10 +17,16 @@ def table(record: Record) -> Iterator[str]:
     cells = {stage: dict(measures(results)) for stage, results in stages.items()}
     yield "| | " + " | ".join(stages) + " |"
     yield "|---|" + "---:|" * len(stages)
-    zeros = f"{record['sparsity']['sparsity']:.2%}" if record["sparsity"] else "0.00%"
-    yield "| zeros in the decoder's linears | " + " | ".join("0" if s == "dense" else zeros for s in stages) + " |"
+    yield "| zeros in the decoder's linears | " + " | ".join(zeros(record, stage) for stage in stages) + " |"
     for row in dict.fromkeys(row for column in cells.values() for row in column):
         yield f"| {row} | " + " | ".join(cells[stage].get(row, "") for stage in stages) + " |"
+
+
+def zeros(record: Record, stage: str) -> str:
+    """The share of zeros that was counted; older records know that of the last stage alone."""
+    if counted := record["zeros"].get(stage):
+        return f"{counted['zeros'] / counted['weights']:.2%}"
+    return f"{record['sparsity']['sparsity']:.2%}" if record["sparsity"] and stage == [*record["results"]][-1] else "–"
 
 
 def measures(results: Record) -> Iterator[tuple[str, str]]:
@@ -51,7 +57,9 @@ def protocol(record: Record) -> Iterator[str]:
     """What one has to know to compare the figures with others."""
     results = next(iter(record["results"].values()))
     if calibration := record["calibration"]:
-        size = f"{calibration['samples']} x {calibration['seqlen']} tokens, seed {record['seeds']['calibration']}"
+        samples, distinct = calibration["samples"], calibration.get("distinct")
+        size = f"{samples} x {calibration['seqlen']} tokens" + (f", {distinct} distinct" if distinct else "")
+        size += f", seed {record['seeds']['calibration']}"
         yield f"calibration: {size}; {calibration['source']} (sha256 {calibration['digest'][:12]}…)"
     for text, found in results.get("perplexity", {}).items():
         limit = f", of the first {found['max_windows']} windows at most" if found["max_windows"] else ""

@@ -48,6 +48,11 @@ class CalibrationSet:
         """SHA-256 of the shape and the ids, so that two runs can be told to have used the same samples."""
         return digest_of_ids(self.tokens_NL)
 
+    @property
+    def distinct(self) -> int:
+        """How many samples are not a repetition of another: a short text has only so many windows."""
+        return len(torch.unique(self.tokens_NL, dim=0))
+
 
 class Calibration(Protocol):
     """A way to come by a calibration set."""

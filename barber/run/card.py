@@ -10,6 +10,9 @@ def model_card(experiment: Experiment, record: RunRecord) -> str:
     """What the model is, how it was made, and the exact config."""
     sparsity = record.sparsity
     assert sparsity is not None
+    dense = record.zeros.get("dense")
+    before = f" The dense model had {dense.zeros:,} zeros there ({dense.share:.2%})." if dense and dense.zeros else ""
+    calibrated = f"\nCalibrated on {record.calibration}.\n" if record.calibration else ""
     update = ", ".join(type(step).__name__ for step in (experiment.update or {}).values())
     updated = f"\nWith reconstruction: the kept weights have new values, by {update}.\n" if update else ""
     config_yaml = yaml.safe_dump(record.config, sort_keys=False)
@@ -25,11 +28,11 @@ tags:
 
 {experiment.model}, pruned to {experiment.pattern} sparsity:
 {sparsity.zeros:,} of the {sparsity.weights:,} weights in the linears of its decoder layers are exactly zero
-({sparsity.sparsity:.2%}). Embeddings, norms, biases and the language-model head are dense.
+({sparsity.sparsity:.2%}).{before} Embeddings, norms, biases and the language-model head are dense.
 
 Pruned in one shot, without retraining, with [LLM-Barber](https://arxiv.org/abs/2408.10631). The zeros are stored like
 other weights: the folder is as large and the model as fast as the dense one unless a sparse kernel is used.
-{updated}
+{calibrated}{updated}
 ## Config
 
 ```yaml

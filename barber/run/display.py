@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from barber.errors import DiskError
 from barber.evals.results import PerplexityResult, StageResults, TaskResult, ZeroShotResult
@@ -50,7 +51,7 @@ class LogFile(logging.FileHandler):
 def progress(visible: bool = True) -> Progress:
     """Bars that show the share done, the time spent and the time left; nothing where the output is no terminal."""
     return Progress(
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -109,10 +110,9 @@ def show(record: RunRecord, folder: Path) -> None:
     table.add_column()
     for stage in columns:
         table.add_column(stage, justify="right")
-    sparsity = record.sparsity.sparsity if record.sparsity else 0.0
-    table.add_row("zeros", *(f"{0.0 if stage == 'dense' else sparsity:.2%}" for stage in columns))
+    table.add_row("zeros", *(_zeros(record, stage, last) for stage in columns))
     for row in dict.fromkeys(row for cells in columns.values() for row in cells):
-        table.add_row(row, *(cells.get(row, "") for cells in columns.values()))
+        table.add_row(Text(row), *(cells.get(row, "") for cells in columns.values()))
     console.print()
     console.print(table)
     for note in _notes(record):
@@ -120,6 +120,13 @@ def show(record: RunRecord, folder: Path) -> None:
     console.print()
     for what, path in (("record", FILE), *record.files.items()):
         console.print(f"{what:<8} {folder / path}", markup=False, soft_wrap=True)
+
+
+def _zeros(record: RunRecord, stage: str, last: str) -> str:
+    """The share that was counted; older records know that of the last stage alone."""
+    if counted := record.zeros.get(stage):
+        return f"{counted.share:.2%}"
+    return f"{record.sparsity.sparsity:.2%}" if record.sparsity and stage == last else "-"
 
 
 def _cells(results: StageResults) -> dict[str, str]:
@@ -144,6 +151,8 @@ def _notes(record: RunRecord) -> Iterator[str]:
     if any(found.protocol.max_windows for found in measured):
         most = max(found.windows for found in measured)
         yield f"perplexity on the first {most} windows of a text at most (evals.max_windows)"
+    if (drawn := record.calibration) and drawn.repeats:
+        yield f"calibrated on {drawn}"
 
 
 def _perplexity(result: PerplexityResult) -> str:

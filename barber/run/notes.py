@@ -1,31 +1,54 @@
 """What a walk and a comparison have found, into the record and as pictures beside it."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
+from barber.model.decoder import Decoder
+from barber.model.weights import Weights
+from barber.run.effects import without_effect
+from barber.run.experiment import Experiment
 from barber.run.plots import plot_block_errors, plot_losses
-from barber.run.record import LinearCounts, RunRecord, Sparsity
+from barber.run.record import LinearCounts, RunRecord, Sparsity, Zeros
 from barber.run.watching import LAYERS
 from barber.walk.report import Report
 
+log = logging.getLogger("barber")
 
-def note_report(record: RunRecord, folder: Path, name: str, report: Report, plots: bool, leads: bool) -> None:
-    """The figures of a walk.
+
+def note_dense(record: RunRecord, model: PreTrainedModel, weights: Weights) -> None:
+    """The zeros of a model that no walk will go through."""
+    zeros = total = 0
+    for index, layer in enumerate(Decoder(model).layers):
+        tensors = weights.dense(index)
+        for linear in layer.linears:
+            weight = tensors[f"{linear.name}.weight"]
+            zeros += int((weight == 0).sum())
+            total += weight.numel()
+    record.zeros["dense"] = Zeros(zeros, total)
+
+
+def note_report(record: RunRecord, folder: Path, experiment: Experiment, report: Report, leads: bool) -> None:
+    """The figures of a walk, and what it was asked for in vain.
 
     Args:
         folder: of the run.
-        name: of the run, for the picture.
-        plots: whether there are losses to draw.
         leads: whether this process writes.
     """
     record.walk_seconds = report.seconds
     record.linears = {linear: LinearCounts(**counts) for linear, counts in report.linears.items()}
     record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
+    record.zeros = dict(_zeros_by_stage(report, "rebuilt" if experiment.steps else "pruned"))
     if not leads:
         return
     record.note_digest(folder / LAYERS)
     record.write(folder)
-    if plots:
-        plot_losses(report.blocks, name, folder / "loss.png")
+    if sentence := without_effect(experiment, report):
+        log.warning("%s", sentence)
+    if any(block.loss_before or block.loss_after for block in report.blocks):
+        plot_losses(report.blocks, experiment.name, folder / "loss.png")
         record.files["loss"] = "loss.png"
 
 
@@ -36,6 +59,13 @@ def note_block_errors(record: RunRecord, folder: Path, name: str) -> None:
         for stage, results in record.results.items()
         if results.agreement
     }
-    if errors:
+    if any(found for by_text in errors.values() for blocks in by_text.values() for found in blocks.values()):
         plot_block_errors(errors, name, folder / "block_errors.png")
         record.files["blocks"] = "block_errors.png"
+
+
+def _zeros_by_stage(report: Report, last: str) -> Iterator[tuple[str, Zeros]]:
+    """What was counted; layers that an earlier version finished have the last stage's zeros only."""
+    for stage, key in {"dense": "dense_zeros", "pruned": "pruned_zeros", last: "zeros"}.items():
+        if all(key in counts for counts in report.linears.values()):
+            yield stage, Zeros(sum(counts[key] for counts in report.linears.values()), report.weights)

@@ -22,6 +22,7 @@ def plot_losses(blocks: Sequence[BlockReport], title: str, path: Path) -> None:
     for axis, name in zip(axes, names, strict=True):
         _draw(axis, [block for block in blocks if block.block == name])
         axis.set_title(_TITLES.get(name, name))
+    axes[0].set_yscale("log")  # of all, when all is drawn: one alone may have nothing but zeros
     axes[0].set_ylabel("mean squared error of the block's output")
     axes[0].legend(frameon=False)
     figure.suptitle(title)
@@ -44,6 +45,7 @@ def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float | Non
                 axis.plot(*zip(*found, strict=True), style, color=_COLORS[stage], linewidth=width, ms=4, label=label)
         _finish(axis)
         axis.set_title(_TITLES[kind])
+    axes[0].set_yscale("log")  # of all, when all is drawn: one alone may have nothing but zeros
     axes[0].set_ylabel("squared distance from the dense model,\nas a share of the dense output's square")
     axes[0].legend(frameon=False)
     figure.suptitle(f"{title}: block outputs on {', '.join(texts)}")
@@ -66,7 +68,6 @@ def _draw(axis: Axes, blocks: Sequence[BlockReport]) -> None:
 
 
 def _finish(axis: Axes) -> None:
-    axis.set_yscale("log")
     axis.set_xlabel("decoder layer, counted from 0")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(True, which="major", alpha=0.25)

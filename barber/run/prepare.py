@@ -99,5 +99,9 @@ def _prepare_evaluation(experiment: Experiment, evals: Evaluation, inputs: Input
 
 def _described(calibration: CalibrationSet) -> Calibration:
     samples, seqlen = calibration.tokens_NL.shape
-    log.info("Calibration: %d samples of %d tokens from %s.", samples, seqlen, calibration.source)
-    return Calibration(calibration.source, samples, seqlen, calibration.digest)
+    described = Calibration(calibration.source, samples, seqlen, calibration.digest, calibration.distinct)
+    log.info("Calibration: %s.", described)
+    if described.repeats:
+        sentence = "Only %d of the %d calibration samples are distinct: the others repeat them and tell nothing new."
+        log.warning(sentence, described.distinct, samples)
+    return described

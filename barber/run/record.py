@@ -72,12 +72,27 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The calibration set: where it is from, its samples of `seqlen` tokens each, SHA-256 of their ids."""
+    """The calibration set: where it is from, its samples of `seqlen` tokens each, SHA-256 of their ids.
+
+    Args:
+        distinct: samples that are not a repetition of another; None: written before they were counted.
+    """
 
     source: str
     samples: int
     seqlen: int
     digest: str
+    distinct: int | None = None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether there are fewer samples than were asked for, some of them several times."""
+        return self.distinct is not None and self.distinct < self.samples
+
+    def __str__(self) -> str:
+        """What it is in words: `128 samples of 32 tokens (14 distinct) from a text`."""
+        distinct = f" ({self.distinct} distinct)" if self.repeats else ""
+        return f"{self.samples} samples of {self.seqlen} tokens{distinct} from {self.source}"
 
 
 @dataclass(frozen=True)
@@ -107,12 +122,31 @@ class Sparsity:
 
 
 @dataclass(frozen=True)
+class Zeros:
+    """The exact zeros of a stage of the model among the weights of all linears of its decoder layers."""
+
+    zeros: int
+    weights: int
+
+    @property
+    def share(self) -> float:
+        """Of all weights."""
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True)
 class LinearCounts:
-    """A linear's weights, the exact zeros among them, the pairs exchanged."""
+    """A linear's weights, the exact zeros among them, the pairs exchanged.
+
+    Args:
+        dense_zeros, pruned_zeros: of the dense model and with the initial mask; None: written before they were counted.
+    """
 
     weights: int
     zeros: int
     exchanges: int
+    dense_zeros: int | None = None
+    pruned_zeros: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -134,6 +168,7 @@ class RunRecord:
         git: None: the code is in no checkout.
         initial: None: nothing was kept.
         sparsity, linears: None and empty: nothing was pruned.
+        zeros: by stage of the model; of none that was not counted.
         results: by stage of the model.
         seconds, walk_seconds: by phase of the run, and of its walk over the decoder layers.
         files: what lies beside the record, by what it is.
@@ -158,6 +193,7 @@ class RunRecord:
     initial: Initial | None = None
     sparsity: Sparsity | None
     linears: dict[str, LinearCounts] = field(default_factory=dict)
+    zeros: dict[str, Zeros] = field(default_factory=dict)
     results: dict[str, StageResults]
     seconds: dict[str, float]
     walk_seconds: dict[str, float]

@@ -34,7 +34,7 @@ from barber.run.export import MaskFile
 from barber.run.identity import counting, digest_of
 from barber.run.kept import initial_masks
 from barber.run.lifecycle import recorded
-from barber.run.notes import note_block_errors, note_report
+from barber.run.notes import note_block_errors, note_dense, note_report
 from barber.run.prepare import Inputs, prepare
 from barber.run.record import Resumed, RunRecord
 from barber.run.space import require_space
@@ -103,14 +103,14 @@ class _Run:
     def carry_out(self) -> None:
         experiment, record = self.experiment, self.record
         record.seconds = self.stopwatch.seconds
-        if experiment.threads is not None:
-            torch.set_num_threads(experiment.threads)
-        _seed_everything(experiment.seed)
+        _make_repeatable(experiment.seed, experiment.threads)
         with self.stopwatch("prepare"):
             inputs = prepare(experiment, record, self.ranks, self.folder)
             self.checkpoint = self._begin(inputs)
         self.tracking.start(experiment.name, record, self.folder)
         model, weights = self._open(inputs)
+        if experiment.pruner is None and self.ranks.leads:
+            note_dense(record, model, weights)
         self._measure("dense", model, weights, inputs)
         if experiment.pruner is not None:
             pattern = self._allocate(model, weights, inputs)
@@ -276,7 +276,7 @@ class _Run:
         record.resumed = record.resumed if report.num_resumed else None
         record.machine = replace(record.machine, peak_memory_bytes=peak_memory(inputs.device))
         self.ranks.barrier()  # no file of the checkpoint is removed while another process reads it
-        note_report(record, self.folder, experiment.name, report, plots=bool(experiment.steps), leads=self.ranks.leads)
+        note_report(record, self.folder, experiment, report, self.ranks.leads)
         return masks
 
     def _export(self, weights: Weights, inputs: Inputs, masks: dict[str, Tensor]) -> None:
@@ -305,7 +305,9 @@ def _facts_of_layers(
     }
 
 
-def _seed_everything(seed: int) -> None:
+def _make_repeatable(seed: int, threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

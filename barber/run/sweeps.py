@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from barber.errors import UserError, in_one_line
 from barber.evals.results import StageResults
@@ -161,7 +162,8 @@ def summary(sweep: Path, begin: int) -> int:
     for job, point in zip(jobs, points, strict=True):
         record = successful(Path(job.folder)) if job.status != "failed" else None
         result = headline(record.results) if record else ""
-        table.add_row(point or Path(job.folder).name, job.status, result, f"{job.seconds:.0f}")
+        name = Text(point or Path(job.folder).name)  # in `rebuild=[barber,swaps]` rich would take the list for a style
+        table.add_row(name, job.status, Text(result), f"{job.seconds:.0f}")
     console.print()
     console.print(table)
     for job, point in zip(jobs, points, strict=True):

@@ -141,7 +141,8 @@ class Wandb:
             if logged:
                 run.log(logged)
             sparsity = asdict(record.sparsity) if record.sparsity else {}
-            run.summary.update({"status": record.status, "error": record.error, **sparsity})
+            zeros = {f"zeros/{stage}": counted.share for stage, counted in record.zeros.items()}
+            run.summary.update({"status": record.status, "error": record.error, **sparsity, **zeros})
             seconds = record.seconds | {f"walk/{phase}": value for phase, value in record.walk_seconds.items()}
             run.summary.update({f"seconds/{phase}": value for phase, value in seconds.items()})
         finally:

@@ -20,10 +20,18 @@ from barber.walk.work import LayerWork, Stage
 
 @dataclass
 class Exchanged:
-    """The linears of a block with their rebuilt masks, and the pairs that each exchanged: (), int64."""
+    """The linears of a block with their rebuilt masks, and the pairs exchanged, by linear and by step: (), int64."""
 
     final: dict[str, Pruned]
     num_exchanged: dict[str, Tensor]
+    by_step: list[Tensor]
+
+    @classmethod
+    def none(cls, work: LayerWork, block: Block, num_steps: int) -> "Exchanged":
+        """A block as the pruner left it."""
+        final = {linear.name: work.initial[linear.name] for linear in block.linears}
+        device = next(iter(final.values())).mask_OI.device
+        return cls(final, {}, list(torch.zeros(num_steps, dtype=torch.int64, device=device)))
 
 
 @dataclass(frozen=True)
@@ -53,22 +61,23 @@ class Rebuilding:
         if self.dense is not None:
             passes.finish_dense(work, block, self.dense)
         loss_before_N = compared.loss_N
-        exchanged = Exchanged({linear.name: work.initial[linear.name] for linear in block.linears}, {})
+        exchanged = Exchanged.none(work, block, len(self.steps))
         compared_anew = False
-        for number, step in enumerate(self.steps):
-            needs = step.needs
+        takes = [index for index, step in enumerate(self.steps) for _ in range(step.needs.passes)]
+        for number, index in enumerate(takes):
+            needs = self.steps[index].needs
             if needs.gradient and number > 0:
                 compared = Comparison(passes, work, block, stream, with_gradient=True).of_current()
                 compared_anew = True
             trial = BlockTrial(passes, work, block, stream, self.dense) if needs.trial else None
             if needs.statistic is None:
                 names = [linear.name for linear in block.linears]
-                self._take(step, work, block, self._state(work, block, names, compared, Seen({}), trial), exchanged)
+                self._take(index, work, self._state(work, block, names, compared, Seen({}), trial), exchanged)
                 continue
             for stage in compared.stages:
                 seen = self._look(needs, work, block, stage, stream, compared.last)
                 state = self._state(work, block, stage.names, compared, seen, trial)
-                self._take(step, work, block, state, exchanged)
+                self._take(index, work, state, exchanged)
         loss_after_N = loss_before_N
         # What is in the stream then are outputs with the masks in between, even where the last step led back.
         if compared_anew or self._has_changed(work, block):
@@ -127,15 +136,16 @@ class Rebuilding:
             trial,
         )
 
-    def _take(self, step: Rebuild, work: LayerWork, block: Block, state: BlockState, exchanged: Exchanged) -> None:
+    def _take(self, index: int, work: LayerWork, state: BlockState, exchanged: Exchanged) -> None:
         """Take a step, whose masks and weights are those of the block from now on."""
         with self.passes.stopwatch("exchange"):
-            rebuilt = step.rebuild(state)
+            rebuilt = self.steps[index].rebuild(state)
         self.passes.checks.order({f"{name}: the score": found.score for name, found in rebuilt.items()})
         for name, found in rebuilt.items():
             work.current[name] = exchanged.final[name] = found.pruned
             before = exchanged.num_exchanged.get(name)
             exchanged.num_exchanged[name] = found.num_exchanged if before is None else before + found.num_exchanged
+            exchanged.by_step[index] = exchanged.by_step[index] + found.num_exchanged
 
     def _has_changed(self, work: LayerWork, block: Block) -> bool:
         """Whether the block's weights are others than those of the initial masks, whose outputs are there already.

@@ -7,7 +7,12 @@ from barber.walk.walk import BlockResult
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One block in figures: what a line of layers.jsonl holds."""
+    """One block in figures: what a line of layers.jsonl holds.
+
+    Args:
+        linears: the counts of each: weights, zeros at the end, of the dense model and with the initial mask, exchanges.
+        by_step: pairs that each step of the rebuilding exchanged.
+    """
 
     layer: int
     block: str
@@ -17,6 +22,7 @@ class BlockReport:
     loss_after: float | None
     seconds: float
     linears: dict[str, dict[str, int]]
+    by_step: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, result: BlockResult) -> "BlockReport":
@@ -26,6 +32,8 @@ class BlockReport:
                 "weights": linear.final.weight_OI.numel(),
                 "zeros": linear.zeros,
                 "exchanges": linear.num_exchanged,
+                "dense_zeros": linear.dense_zeros,
+                "pruned_zeros": linear.pruned_zeros,
             }
             for linear in result.linears
         }
@@ -39,6 +47,7 @@ class BlockReport:
             loss_after=result.loss_after,
             seconds=round(result.seconds, 3),
             linears=counts,
+            by_step=result.by_step,
         )
 
 
@@ -60,7 +69,7 @@ class Report:
 
     @property
     def linears(self) -> dict[str, dict[str, int]]:
-        """Of every linear: its weights, the exact zeros among them, the pairs exchanged."""
+        """Of every linear: its weights, the exact zeros among them, now and before, the pairs exchanged."""
         return {name: counts for block in self.blocks for name, counts in block.linears.items()}
 
     @property
@@ -77,6 +86,12 @@ class Report:
     def exchanges(self) -> int:
         """Pairs of weights that the rebuilding exchanged."""
         return sum(block.exchanges for block in self.blocks)
+
+    @property
+    def by_step(self) -> list[int]:
+        """The same by step of the rebuilding; empty: it has none, or they were not counted."""
+        # of layers that an earlier version finished nothing is known, and then nothing of the walk
+        return [sum(counts) for counts in zip(*(block.by_step for block in self.blocks), strict=False)]
 
     @property
     def sparsity(self) -> float:

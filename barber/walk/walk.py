@@ -46,12 +46,15 @@ class LinearResult:
     """What became of one linear: as the pruner left it, and as it is in the model now (float32).
 
     Args:
-        zeros: exact zeros of the weight as it is stored.
+        dense_zeros, pruned_zeros, zeros: exact zeros of the weight as it is stored: when it came, as the pruner left
+            it, and now.
     """
 
     name: str
     initial: Pruned
     final: Pruned
+    dense_zeros: int
+    pruned_zeros: int
     zeros: int
     num_exchanged: int = 0
 
@@ -68,6 +71,7 @@ class BlockResult:
         loss_before: mean over samples of the squared error of the block's output with the initial mask, against the
             dense weights on the same inputs (None without rebuilding).
         loss_after: the same with the rebuilt mask.
+        by_step: pairs that each step of the rebuilding exchanged.
     """
 
     layer: int
@@ -76,6 +80,7 @@ class BlockResult:
     seconds: float
     loss_before: float | None = None
     loss_after: float | None = None
+    by_step: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -166,9 +171,8 @@ class Walk:
             pruned, rebuilt, dense, targets = self._start()
             if self.begin and self.restore is not None:
                 self.restore(self.streams)
-        steps = [step for step in self.steps for _ in range(step.needs.passes)]
         selection = self._selection if self._interleaves else None
-        rebuilding = Rebuilding(steps, self._patterns, self._passes, selection, dense) if steps else None
+        rebuilding = Rebuilding(self.steps, self._patterns, self._passes, selection, dense) if self.steps else None
 
         def look(turn: Turn) -> deque[BlockResult]:
             # Nothing holds on to the layer before: in float32, with both masks' weights, it is three layers more.
@@ -222,7 +226,7 @@ class Walk:
             work.adds_outputs = self._passes.adds_outputs(work, rebuilding.dense)
         for block in work.layer.blocks:
             if rebuilding is None:
-                exchanged = Exchanged({linear.name: work.initial[linear.name] for linear in block.linears}, {})
+                exchanged = Exchanged.none(work, block, num_steps=0)
                 losses: list[Tensor] = []
             else:
                 exchanged, losses = rebuilding.rebuild(work, block, rebuilt)
@@ -261,21 +265,31 @@ class Walk:
     ) -> BlockResult:
         """Wait for the device: the one time in a block that its figures and checks are looked at."""
         names = [linear.name for linear in block.linears]
-        final = exchanged.final
-        zeros = [(final[name].weight_OI.to(self._stored[name]) == 0).sum() for name in names]
+        zeros = _zeros(work, exchanged.final, {name: self._stored[name] for name in names})
         counts = [exchanged.num_exchanged[name] for name in names] if exchanged.num_exchanged else []
-        figures = torch.stack([figure.double() for figure in [*losses, *zeros, *counts]]).tolist()
+        ordered = [*losses, *zeros, *exchanged.by_step, *counts]
+        found = iter(torch.stack([figure.double() for figure in ordered]).tolist())
         if (failed := self._checks.first_failed()) is not None:
             culprit = None
             if failed.endswith(INITIAL_LOSS):
                 work.rebuilt = work.layer.blocks.index(block)
                 culprit = Comparison(self._passes, work, block, stream, with_gradient=False).overflowing()
             raise NumericsError(f"{culprit or failed} is NaN or infinite")
-        loss_before, loss_after = figures[:2] if losses else (None, None)
-        figures = figures[len(losses) :]
-        exchanges = [int(count) for count in figures[len(names) :]] or [0] * len(names)
+        loss_before, loss_after = (next(found), next(found)) if losses else (None, None)
+        zeros_of = {name: (int(next(found)), int(next(found)), int(next(found))) for name in names}
+        by_step = [int(next(found)) for _ in exchanged.by_step]
         linears = [
-            LinearResult(name, work.initial[name], final[name], int(figures[i]), exchanges[i])
-            for i, name in enumerate(names)
+            LinearResult(name, work.initial[name], exchanged.final[name], *zeros_of[name], int(next(found, 0)))
+            for name in names
         ]
-        return BlockResult(work.index, block.name, linears, time.perf_counter() - start, loss_before, loss_after)
+        seconds = time.perf_counter() - start
+        return BlockResult(work.index, block.name, linears, seconds, loss_before, loss_after, by_step)
+
+
+def _zeros(work: LayerWork, final: Mapping[str, Pruned], stored: Mapping[str, torch.dtype]) -> list[Tensor]:
+    """Zeros of linears as they are stored, three of each: when it came, as the pruner left it, and now."""
+    return [
+        (weight_OI.to(dtype) == 0).sum()
+        for name, dtype in stored.items()
+        for weight_OI in (work.dense_OI[name], work.initial[name].weight_OI, final[name].weight_OI)
+    ]

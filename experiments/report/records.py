@@ -137,7 +137,15 @@ class Run:
         if not drawn:
             return None
         samples = drawn.get("samples", drawn.get("nsamples"))
-        return f"{samples} x {drawn.get('seqlen')} {self.calibration_source}"
+        distinct = drawn.get("distinct", samples)
+        repeats = f" ({distinct} distinct)" if distinct != samples else ""
+        return f"{samples} x {drawn.get('seqlen')} {self.calibration_source}{repeats}"
+
+    @property
+    def dense_zeros(self) -> float | None:
+        """Share of zeros that the dense model had, where they were counted."""
+        counted = (self.record.get("zeros") or {}).get("dense")
+        return counted["zeros"] / counted["weights"] if counted else None
 
     @property
     def walk_seconds(self) -> float | None:

@@ -166,8 +166,10 @@ def _seeds(point: Point) -> Cell:
 
 
 def _method(point: Point) -> Cell:
-    """The method, and what sets its calibration or walk apart from the papers'."""
+    """The method, and what sets its calibration or walk, or the dense model, apart from the papers'."""
     notes = []
+    if point.dense and (share := round(point.runs[0].dense_zeros or 0, 4)):
+        notes.append(f"{share:.2%} of the dense model's weights are zeros")
     if not point.dense:
         for run in point.runs:
             no_data = point.method == "Magnitude"

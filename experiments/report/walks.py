@@ -139,4 +139,4 @@ def _phases(point: Point) -> dict[str, float]:
 
 def _rebuilt_blocks(run: Run) -> list[dict[str, Any]]:
     blocks = [b for b in run.blocks() if b.get("loss_before") is not None and b.get("loss_after") is not None]
-    return blocks if len(blocks) > 1 else []
+    return blocks if len(blocks) > 1 and any(b["loss_before"] or b["loss_after"] for b in blocks) else []

@@ -120,7 +120,7 @@ def assert_the_same(folder: Path, expected: Path) -> None:
     """Two run folders differ in times alone."""
     record, other = record_of(folder), record_of(expected)
     assert record["status"] == "success"
-    for key in ("results", "sparsity", "linears", "calibration", "files", "seeds"):
+    for key in ("results", "sparsity", "linears", "zeros", "calibration", "files", "seeds"):
         assert record[key] == other[key], key
     assert blocks_of(folder) == blocks_of(expected)
     for file in sorted(files_of(expected)):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from barber import NM, Barber, Wanda, prune
+from barber import NM, Barber, BlockReport, Wanda, prune
 from barber.data.calibration import CalibrationSet
 from barber.run import runner
+from barber.run.plots import plot_losses
+from barber.run.reading import read
+from barber.run.record import Zeros
 from barber.run.tracking import Wandb
 from tests import tiny
 from tests.cli.running import (
@@ -130,6 +134,7 @@ def test_the_record_tells_the_config_the_code_the_seeds_and_the_calibration_set(
         "samples": 6,
         "seqlen": 32,
         "digest": digest,
+        "distinct": 6,
     }
     assert set(record["seconds"]) == {"prepare", "load", "walk", "export"}
     assert all(seconds >= 0 for seconds in (*record["seconds"].values(), *record["walk_seconds"].values()))
@@ -162,12 +167,13 @@ def test_layers_jsonl_has_a_line_a_block(run: Path) -> None:
     lines = layers_of(run)
     blocks = [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
     assert [(line["layer"], line["block"]) for line in lines] == blocks
-    fields = {"layer", "block", "sparsity", "exchanges", "loss_before", "loss_after", "seconds", "linears"}
+    fields = {"layer", "block", "sparsity", "exchanges", "loss_before", "loss_after", "seconds", "linears", "by_step"}
     for line in lines:
         assert set(line) == fields
         assert line["sparsity"] == 0.5
         assert line["loss_before"] > 0
         assert line["loss_after"] > 0
+        assert line["by_step"] == [line["exchanges"]]
     assert sum(line["exchanges"] for line in lines) == record_of(run)["sparsity"]["exchanges"] > 0
 
 
@@ -271,6 +277,78 @@ def test_the_end_of_a_run_shows_the_stages_and_where_everything_is(inputs: Path,
         assert re.search(" +".join(map(re.escape, row)) + " *$", out, re.MULTILINE)
     for name in ("record.json", "loss.png", "model"):
         assert str(tmp_path / name) in out
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("methods", ["pruner=none rebuild=none", "rebuild=none", "rebuild=barber"])
+def test_the_zeros_shown_of_the_dense_model_are_those_that_it_has(
+    methods: str, streamed: bool, inputs: Path, tmp_path: Path
+) -> None:
+    model = tiny.model("llama")
+    weights = linear_weights(model)
+    for weight in weights.values():
+        weight[::3] = 0
+    save_model(model, tmp_path / "model")
+    total, zeros = (sum(map(count, weights.values())) for count in (torch.numel, lambda weight: (weight == 0).sum()))
+    stored = [f"model.path={tmp_path / 'model'}", f"engine.streaming={streamed}", f"hydra.run.dir={tmp_path / 'out'}"]
+    out = done(*command(inputs, tmp_path, rebuild=methods), *perplexity(inputs), "export=none", *stored)
+    found = read(tmp_path / "out").zeros
+    assert found["dense"] == Zeros(int(zeros), total)
+    row = [f"{found[stage].share:.2%}" for stage in perplexities(tmp_path / "out")]
+    assert re.search(" +".join(["zeros", *row]) + " *$", out, re.MULTILINE)
+
+
+def test_samples_that_repeat_others_are_told_wherever_samples_are_counted(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "short").write_text(TEXT[:40], encoding="utf-8")
+    text = ["calibration=text", f"calibration.path={tmp_path / 'short'}", "calibration.nsamples=20"]
+    out = done("model=tiny", *text, "calibration.seqlen=32", "evals=none", f"hydra.run.dir={tmp_path / 'out'}")
+    distinct = record_of(tmp_path / "out")["calibration"]["distinct"]
+    assert 1 < distinct < 20
+    assert out.count(f"Only {distinct} of the 20 calibration samples are distinct") == 1
+    words = f"alibrated on 20 samples of 32 tokens ({distinct} distinct) from "
+    assert words in out and words in (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+
+
+KEPT = "rebuild.barber.retain_reconstruction=true"
+NOTHING = "exchanged no pair in any block"
+
+
+@pytest.mark.parametrize(
+    ("methods", "sentence"),
+    [
+        (KEPT, f"{KEPT} (it keeps something right after pruner=sparsegpt)"),
+        (f"{KEPT} pruner=sparsegpt", None),
+        (
+            f"rebuild=[swaps,barber] {KEPT} pruner=sparsegpt",
+            f"{KEPT} (it keeps something right after pruner=sparsegpt)",
+        ),
+        (
+            "rebuild=[barber,swaps] rebuild.barber.alpha=0.0001",
+            f"rebuild.barber.alpha=0.0001 {NOTHING} (a larger one may, and method=best_mask gains more)",
+        ),
+        ("rebuild=dsnot rebuild.dsnot.threshold=1000", f"rebuild.dsnot {NOTHING} (method=best_mask gains more)"),
+        ("rebuild.barber.alpha=0", None),
+        ("rebuild=none update=least_squares", None),
+        ("pattern=unstructured pattern.sparsity=0", None),
+    ],
+)
+def test_what_was_asked_for_in_vain_is_said_once(
+    methods: str, sentence: str | None, inputs: Path, tmp_path: Path
+) -> None:
+    out = done(*command(inputs, tmp_path, rebuild="rebuild=barber"), "export=none", *methods.split())
+    lines = [line.removeprefix("Without effect: ") for line in out.splitlines() if line.startswith("Without effect")]
+    assert lines == ([f"{sentence}."] if sentence else [])
+
+
+def test_where_nothing_was_lost_nothing_is_drawn(inputs: Path, tmp_path: Path) -> None:
+    texts = [*perplexity(inputs), "evals=agreement", "export=none"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done(*command(inputs, tmp_path), *texts, "pattern=unstructured", "pattern.sparsity=0")
+        half = [BlockReport(0, name, 0.5, 1, loss, loss, 0.1, {}) for name, loss in (("attention", 0.0), ("mlp", 1.0))]
+        plot_losses(half, "a title", tmp_path / "half.png")
+    assert record_of(tmp_path)["files"] == {}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"half.png"}
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,12 @@ def test_a_sweep_ends_with_a_table_of_its_points(tokens: Path, tmp_path: Path) -
     assert len(records_of(tmp_path / "out")) == 4
 
 
+def test_a_list_of_steps_names_a_job_as_it_was_written(tokens: Path, tmp_path: Path) -> None:
+    out = done(*sweep(tokens, tmp_path, "rebuild=[barber,swaps],[swaps]"))
+    for steps in ("barber,swaps", "swaps"):
+        assert re.search(rf"^rebuild=\[{steps}\] +done", out, re.MULTILINE), out
+
+
 def test_a_sweep_has_a_folder_of_its_experiments_or_its_runs_name(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_samples_are_windows_of_the_text() -> None:
 def test_every_start_can_be_drawn_the_last_one_too() -> None:
     starts = {sample[0] for sample in drawn(nsamples=200, seqlen=6, count=9).tokens_NL.tolist()}
     assert starts == {0, 1, 2, 3}
+    assert drawn(nsamples=200, seqlen=6, count=9).distinct == 4
     assert drawn(nsamples=2, seqlen=6, count=6).tokens_NL.tolist() == [list(range(6))] * 2
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.report import figures, formats, paper, perplexities, points, records, table, walks
+from experiments.report import figures, formats, paper, perplexities, points, records, sources, table, walks
 from experiments.report.__main__ import main
 from experiments.report.errors import ReportError
+from experiments.table import table as run_table
 from tests.experiments.making import Write, record
 
 
@@ -156,6 +157,15 @@ def test_what_keeps_figures_from_being_compared_is_footnoted(write: Write, tmp_p
     )
     assert cells["zero-shot acc (%)"].notes == ("zero-shot: only the first 200 documents of every task (limit)",)
     assert cells["method"].notes == ("calibrated on 16 x 512 wikitext2, not on 128 x 2048 c4",)
+
+
+def test_what_was_counted_is_footnoted(write: Write, tmp_path: Path) -> None:
+    folder = write(None, "Wanda", calibration=(128, 2048, "c4"), zeros={"dense": {"zeros": 1, "weights": 4}})
+    assert row(built(tmp_path), "Dense", "").cells["method"].notes == ("25.00% of the dense model's weights are zeros",)
+    assert "| zeros in the decoder's linears | 25.00% | – |" in list(run_table(sources.one(str(folder))))
+    content = record(calibration=(128, 2048, "c4"))
+    content["calibration"]["distinct"] = 14
+    assert records.Run("a run", "a model", content).calibration == "128 x 2048 c4 (14 distinct)"
 
 
 def test_magnitude_needs_no_calibration_and_gets_no_note(write: Write, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_file_has_the_keys_that_reports_and_searches_name(whole: dict[str, A
     assert list(whole) == [
         *("version", "config", "overrides", "choices", "digest", "tracking", "status", "started", "finished"),
         *("versions", "git", "machine", "seeds", "calibration", "resumed", "initial", "sparsity", "linears"),
-        *("results", "seconds", "walk_seconds", "files", "digests", "error", "traceback"),
+        *("zeros", "results", "seconds", "walk_seconds", "files", "digests", "error", "traceback"),
     ]
     assert whole["version"] == VERSION == 3
     assert whole["machine"] == {

@@ -14,6 +14,7 @@ from barber import (
     Magnitude,
     NumericsError,
     SparseGPT,
+    Swaps,
     Unstructured,
     UserError,
     Wanda,
@@ -269,9 +270,13 @@ def test_zeros_that_the_dense_model_brought_along_are_counted() -> None:
     """The report says what is in the model, not what the masks say."""
     model = tiny.model()
     model.model.layers[0].mlp.up_proj.weight.data[3] = 0
-    report = prune(model, tokens(), pattern=NM(2, 4), pruner=Wanda(), rebuild=Barber(alpha=ALPHA))
+    report = prune(model, tokens(), pattern=NM(2, 4), pruner=Wanda(), rebuild=[Barber(alpha=ALPHA, rounds=2), Swaps()])
     rows, inputs = model.model.layers[0].mlp.up_proj.weight.shape
-    assert report.linears["model.layers.0.mlp.up_proj"]["zeros"] == (rows + 1) * inputs // 2
+    counts = report.linears["model.layers.0.mlp.up_proj"]
+    assert counts["zeros"] == counts["pruned_zeros"] == (rows + 1) * inputs // 2
+    assert counts["dense_zeros"] == inputs
+    assert sum(counts["dense_zeros"] for counts in report.linears.values()) == inputs
+    assert len(report.by_step) == 2 and all(report.by_step) and sum(report.by_step) == report.exchanges
 
 
 @pytest.mark.parametrize(

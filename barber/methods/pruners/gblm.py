@@ -29,6 +29,7 @@ class GBLM:
 
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
     gradient: ClassVar[GradientOf] = "loss"
+    updates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_not_negative(self, "gradient_scale")

@@ -14,6 +14,7 @@ class Magnitude:
 
     statistic: ClassVar[type[InputStatistic] | None] = None
     gradient: ClassVar[GradientOf] = None
+    updates: ClassVar[bool] = False
 
     def prune(self, block: BlockState) -> dict[str, Pruned]:
         """The smallest weights go, linear by linear."""

@@ -27,6 +27,7 @@ class Random:
 
     statistic: ClassVar[type[InputStatistic] | None] = None
     gradient: ClassVar[GradientOf] = None
+    updates: ClassVar[bool] = False
 
     def prune(self, block: BlockState) -> dict[str, Pruned]:
         """The lowest scores go, row by row."""

@@ -36,6 +36,7 @@ class RIA:
 
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
     gradient: ClassVar[GradientOf] = None
+    updates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_not_negative(self, "exponent")

@@ -31,6 +31,7 @@ class SparseGPT:
 
     statistic: ClassVar[type[InputStatistic] | None] = Hessian
     gradient: ClassVar[GradientOf] = None
+    updates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_not_negative(self, "damping")

@@ -14,6 +14,7 @@ class Wanda:
 
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
     gradient: ClassVar[GradientOf] = None
+    updates: ClassVar[bool] = False
 
     def prune(self, block: BlockState) -> dict[str, Pruned]:
         """The lowest scores go, row by row."""

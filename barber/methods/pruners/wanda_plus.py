@@ -25,6 +25,7 @@ class WandaPlus:
 
     statistic: ClassVar[type[InputStatistic] | None] = SecondMoment
     gradient: ClassVar[GradientOf] = "layer"
+    updates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_not_negative(self, "gradient_scale")
