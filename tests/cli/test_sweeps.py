@@ -1,5 +1,6 @@
 """Sweeps: nothing is computed twice, a failure stops no other job, what is done is skipped."""
 
+import dataclasses
 import json
 import math
 import re
@@ -340,6 +341,29 @@ def test_what_a_later_version_has_done_is_left_alone(tokens: Path, tmp_path: Pat
         assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("swept", "name"),
+    [
+        (["method=magnitude,best_mask", "pattern=2of4,4of8"], "tiny_pattern_method"),
+        (["pruner=magnitude,wanda", "update=none,[admm,least_squares]"], "tiny_unstructured_pruner_barber_update"),
+        (["method=magnitude,best_mask", "pattern.sparsity=0.5,1.5"], "tiny_unstructured_method"),
+    ],
+)
+def test_a_sweep_over_choices_has_one_folder_and_an_end_that_counts_all_jobs(
+    swept: list[str], name: str, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    left = ("hydra.sweep.dir", "pruner=wanda")
+    arguments = [*(one for one in sweep(tokens, tmp_path) if not one.startswith(left)), *swept]
+    result = barber(*arguments)
+    failed = 2 if "pattern.sparsity=0.5,1.5" in swept else 0
+    assert f"{4 - failed} done, 0 skipped, {failed} failed; " in result.out, result
+    assert result.code == min(failed, 1)
+    assert [path.name for path in (tmp_path / "outputs" / "sweeps").iterdir()] == [name]
+    again = barber(*arguments)
+    assert f"0 done, {4 - failed} skipped, {failed} failed; " in again.out, again
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Searches
 
@@ -389,6 +413,36 @@ def test_optuna_looks_for_the_lowest_loss(tokens: Path, tmp_path: Path) -> None:
     best = (tmp_path / "out" / "optimization_results.yaml").read_text()
     assert len(losses) == 4
     assert float(re.search(r"best_value: (\S+)", best)[1]) == min(losses)  # type: ignore[index]
+
+
+def test_a_search_goes_on_after_a_trial_that_failed_and_keeps_its_study(tokens: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    optuna = pytest.importorskip("optuna")
+    arguments = sweep(tokens, tmp_path / "out", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6")
+    arguments += [
+        "hydra.sweeper.n_jobs=1",
+        "objective=rebuilt.perplexity.tokens.nll_per_token",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.study_name=search",
+        f"hydra.sweeper.storage='sqlite:///{tmp_path / 'study.db'}'",
+    ]
+    result = barber(*arguments, "pattern.sparsity=choice(0.5,1.5)")
+    assert result.code == 1 and "Traceback" not in result.err, result
+    well, failed = re.search(r"(\d) done, 0 skipped, (\d) failed;|$", result.out).groups()  # type: ignore[union-attr]
+    assert (int(well) + int(failed), "0" in well + failed) == (6, False), result.out
+    assert "best_value: " in (tmp_path / "out" / "optimization_results.yaml").read_text()
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [trial.state.name for trial in study.trials].count("COMPLETE") == int(well)
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_a_figure_that_is_none_is_left_out_of_the_search(figure: float, caplog: pytest.LogCaptureFixture) -> None:
+    results = records.measured(20.0)
+    assert results.agreement is not None
+    text = dataclasses.replace(results.agreement["text"], kl_divergence=figure)
+    changed = {"rebuilt": dataclasses.replace(results, agreement={"text": text})}
+    assert objective(changed, "rebuilt.agreement.text.kl_divergence") is None
+    assert f"is {figure}; the search goes on without it" in caplog.text
 
 
 def test_a_search_without_a_figure_ends_in_a_sentence(tokens: Path, tmp_path: Path) -> None:

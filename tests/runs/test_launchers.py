@@ -38,19 +38,19 @@ def figures_of(launcher: str, folder: Path) -> dict[str, Any]:
         *(
             "-m",
             "model=tiny",
-            "pruner=wanda",
-            "rebuild.barber.alpha=0.1,0.9",
+            "method=wanda,wanda_barber",
             "threads=1",
         ),
         *("calibration=tokens", f"calibration.path={folder / 'tokens.safetensors'}", "export=none"),
         *("evals/text=tokens", f"evals.texts.tokens.path={folder / 'tokens.safetensors'}", "evals.sample=null"),
-        *("evals.seqlen=64", f"hydra.sweep.dir={folder / launcher}", *LAUNCHERS[launcher]),
+        # named by what is chosen, which differs between the jobs
+        *("evals.seqlen=64", f"hydra.sweep.dir={folder / launcher}/${{sweep:}}", *LAUNCHERS[launcher]),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BARBER_CACHE", str(folder / f"cache-{launcher}"))
         assert "2 done, 0 skipped, 0 failed" in told(arguments, of_its_own=launcher != "basic")
     found = {}
-    for path in (folder / launcher).glob("*/record.json"):
+    for path in (folder / launcher / "tiny_unstructured_method").glob("*/record.json"):
         record = json.loads(path.read_text())
         perplexity = {
             stage: results["perplexity"]["tokens"]["nll_per_token"] for stage, results in record["results"].items()
