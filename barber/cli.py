@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import wraps
 from pathlib import Path
@@ -16,13 +16,13 @@ from uuid import uuid4
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from barber.commands import run_of
 from barber.errors import BarberError, UserError, in_one_line
 from barber.naming import choices_of, digest, quoted, register
 from barber.targets import hold_hydra
@@ -58,16 +58,33 @@ def main() -> None:
             end_in_time()
         if not _LEADS:
             sys.argv += _writing_to(_held.enter_context(tempfile.TemporaryDirectory(prefix="barber-")))
-        _main()
+        try:
+            _main()
+        finally:
+            _flush()
+
+
+def _flush() -> None:
+    """Write what is left to be read, and let nobody hear of it where the reader is gone, as `head` is."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main() -> None:
+    try:
+        sys.argv[1:] = run_of(sys.argv[1:], _held)
+    except BarberError as error:
+        sys.exit(_say(str(error), error.exit_code))
     try:
         _job()
     except BarberError as error:
         sys.exit(error.exit_code)  # a run that has said it
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_complain(error))
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # Hydra's, of its own files in the run folder
         _summarise()
         sys.exit(_say(_about(error), 1))
@@ -109,6 +126,8 @@ def _job(config: DictConfig) -> float | None:
         if is_one_of_many:
             return _one_of_many(config, hydra_config)
         _single(config, hydra_config)
+    except BrokenPipeError:
+        raise
     except (BarberError, OSError) as error:
         _keep_the_traceback(error)
         exit_code = _say(*((str(error), error.exit_code) if isinstance(error, BarberError) else (_about(error), 1)))
@@ -154,23 +173,14 @@ def _one_of_many(config: DictConfig, hydra_config: Any) -> float | None:
 def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | None = None) -> Any:
     from transformers.utils.logging import disable_progress_bar
 
-    from barber.config import experiment
+    from barber.config import experiment, refuse_merged
     from barber.run.runner import run
 
     disable_progress_bar()  # the run has bars of its own
-    _refuse_merged(hydra_config.overrides.task, values)
+    refuse_merged(hydra_config.overrides.task, values)
     choices = choices_of(hydra_config.runtime.choices, values)
     on_device = {"device": device} if device and values["device"] in ("auto", "cuda") else {}
     return run(experiment(values | on_device), values, list(hydra_config.overrides.task), folder, choices)
-
-
-def _refuse_merged(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Refuse several choices that are one and the same step: Hydra would make one of them, without a word."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for group, chosen in {one.key_or_group: one.value() for one in parsed}.items():  # the last one counts
-        if group in ("rebuild", "update") and isinstance(chosen, list) and len(chosen) != len(values.get(group) or {}):
-            names = ",".join(map(str, chosen))
-            raise UserError(f"{group}=[{names}] must name every step once, and none only by itself")
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -186,6 +196,8 @@ def _or_refuse(callback: Callable[..., None]) -> Callable[..., None]:
     def checked(*arguments: Any, **named: Any) -> None:
         try:
             callback(*arguments, **named)
+        except OmegaConfBaseException:
+            return  # a value that the run, which begins with them all, tells by its own key
         except Exception as error:
             code = error.exit_code if isinstance(error, BarberError) else 1
             raise _refusal(in_one_line(error), code) from error

@@ -13,6 +13,9 @@ from yaml import MarkedYAMLError
 from barber.errors import did_you_mean, in_one_line
 
 _QUOTES = "\"'"
+# What the extra `sweeps` brings, and what is made of it here.
+_OF_SWEEPS = ("joblib", "optuna", "slurm", "submitit_local", "submitit_slurm")
+_LISTED = {"model": "barber ls models", "method": "barber ls methods", "experiment": "barber ls experiments"}
 # Choices of a group that a sentence names.
 _SHOWN = 8
 
@@ -29,6 +32,8 @@ def sentence(error: Exception, arguments: Sequence[str]) -> str:
         return f"{mark.name.strip(_QUOTES)}, line {mark.line + 1}: {error.problem}; a config file is plain YAML"
     if isinstance(error, ValueError) and "Config group override" in str(error):  # Hydra's, about GROUP=null
         return _nameless_choice(arguments) or str(error)
+    if isinstance(error, ValueError) and "Unsupported item value in defaults" in str(error):
+        return "a choice in a config's defaults must be a text: YAML reads 2:4 as the number 124, say 2of4"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return f"the command cannot be composed: {in_one_line(error)}"
     cause = error.__cause__
@@ -64,10 +69,16 @@ def _nameless_choice(arguments: Sequence[str]) -> str | None:
 
 
 def _choice_sentence(group: str, choice: str, known: Sequence[str]) -> str:
+    if group in ("hydra/launcher", "hydra/sweeper") and choice in _OF_SWEEPS:
+        return f'{group}={choice} needs the extra: pip install "llm-barber[sweeps]"'
     lower = {name.lower(): name for name in known}
     near = [lower[name] for name in get_close_matches(choice.lower(), lower, n=_SHOWN)]
     shown = sorted(known, key=lambda name: near.index(name) if name in near else len(near))[:_SHOWN]
-    others = f" and {len(known) - len(shown)} others (barber --help lists them)" if len(known) > len(shown) else ""
+    others = (
+        f" and {len(known) - len(shown)} others ({_LISTED.get(group, 'barber --help')} lists them)"
+        if len(known) > len(shown)
+        else ""
+    )
     meant = f", did you mean {group}={near[0]}?" if near else ";"
     return f"{group}={choice}: no such choice{meant} {group} can be {', '.join(shown)}{others}"
 
@@ -85,6 +96,8 @@ def _key_sentence(error: OmegaConfBaseException) -> str:
     if isinstance(parent, DictConfig) and error.key is not None and str(error.key) not in parent:
         prefix = key.removesuffix(str(error.key))
         known = [str(name) for name in parent if name not in ("_target_", "hydra")]
+        if key == "model.path":
+            return "model.path goes with a folder, model=local model.path=FOLDER, or the hub, model=hub model.path=NAME"
         if not known:
             return f"{key}: no such key; {prefix.rstrip('.')} has none as it is chosen here"
         nodes = {name: parent._get_node(name) for name in known}

@@ -11,6 +11,7 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -51,6 +52,19 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     built = _call(Experiment, {key: build(value, key, allowed) for key, value in values.items()}, "")
     assert isinstance(built, Experiment)
     return built
+
+
+def refuse_merged(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Refuse several choices that are one and the same step: Hydra would make one of them, without a word.
+
+    Raises:
+        UserError: a list of steps names one twice, or `none` beside others.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for group, chosen in {one.key_or_group: one.value() for one in parsed}.items():  # the last one counts
+        if group in ("rebuild", "update") and isinstance(chosen, list) and len(chosen) != len(values.get(group) or {}):
+            names = ",".join(map(str, chosen))
+            raise UserError(f"{group}=[{names}] must name every step once, and none only by itself")
 
 
 def _check_numbers(node: Any, key: str) -> None:
@@ -129,6 +143,9 @@ def _check(target: Any, arguments: dict[str, Any], prefix: str) -> None:
         expected = _mismatch(value, hint)
         if expected and (stray := _stray(value, hint, f"{prefix}{name}")):
             raise UserError(stray)
+        if expected and name == "pattern" and isinstance(value, int):
+            n, m = divmod(value, 60)
+            raise UserError(f"pattern must be a choice, as {n}of{m}; YAML reads {n}:{m} as the number {value}")
         if expected:
             raise UserError(f"{prefix}{name} must be {expected}, not {value!r}")
 
@@ -160,7 +177,7 @@ def _mismatch(value: Any, hint: Any) -> str | None:
     """What a value should be, in words, if it is not that; None if it is."""
     if get_origin(hint) in (Union, UnionType):
         options = [_mismatch(value, option) for option in get_args(hint)]
-        return None if None in options else " or ".join(str(option) for option in options)
+        return None if None in options else " or ".join(dict.fromkeys(str(option) for option in options))
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         one_of = "one of " if len(choices) > 1 else ""

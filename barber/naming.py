@@ -51,7 +51,9 @@ def _chosen(*, _root_: DictConfig) -> str:
 
 def _swept_choices() -> dict[str, str | None]:
     """For the name of a whole sweep: of a group that takes several choices its own name."""
-    lines = [line for line in HydraConfig.get().overrides.task if re.search("[,(]", line)]
+    # Not resolved: what somebody has typed may hold an interpolation.
+    said = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
+    lines = [line for line in said["task"] if re.search("[,(]", line)]  # type: ignore[index, call-overload]
     swept = {one.key_or_group for one in OverridesParser.create().parse_overrides(lines) if one.is_sweep_override()}
     method: dict[str, str | None] = {"pruner": "method", "rebuild": "", "update": "none"} if "method" in swept else {}
     return method | {group: group for group in swept}

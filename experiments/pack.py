@@ -9,8 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from experiments.report import sources
-from experiments.report.errors import ReportError
+from barber.report import sources
+from barber.report.errors import ReportError
 
 
 def main(arguments: list[str] | None = None) -> int:

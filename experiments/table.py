@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.report import sources
-from experiments.report.errors import ReportError
+from barber.report import sources
+from barber.report.errors import ReportError
 
 Record = dict[str, Any]
 

@@ -83,6 +83,7 @@ def run(
             try:
                 with together(ranks.size):
                     run_.carry_out()
+                    ranks.meet("end")  # before the record says success
             finally:
                 run_.clean_up()
         run_.discard()
@@ -120,7 +121,6 @@ class _Run:
             self._measure("rebuilt" if experiment.steps else "pruned", model, weights, inputs)
             self._export(weights, inputs, masks)
         note_block_errors(record, self.folder, experiment.name)
-        self.ranks.meet("end")  # before the record says success
         log.info("Finished in %.0f s.", sum(self.stopwatch.seconds.values()))
 
     def clean_up(self) -> None:

@@ -170,5 +170,5 @@ def summary(sweep: Path, begin: int) -> int:
         if job.status == "failed":
             console.print(f"failed: {point}: {job.error} ({Path(job.folder) / FILE})", markup=False, soft_wrap=True)
     counts = [f"{sum(job.status == status for job in jobs)} {status}" for status in ("done", "skipped", "failed")]
-    console.print(f"\n{', '.join(counts)}; python -m experiments.report {sweep}", markup=False, soft_wrap=True)
+    console.print(f"\n{', '.join(counts)}; barber report {sweep}", markup=False, soft_wrap=True)
     return int(not jobs or any(job.status == "failed" for job in jobs))

@@ -99,7 +99,9 @@ COMMAND_LINE = {
         "pruner=Wandaa: no such choice, did you mean pruner=wanda? pruner can be wanda, wanda_plus, gblm, magnitude, "
         "none, random, ria, sparsegpt"
     ),
-    "experiment=": ("experiment=: no such choice; experiment can be ... and ... others (barber --help lists them)"),
+    "experiment=": (
+        "experiment=: no such choice; experiment can be ... and ... others (barber ls experiments lists them)"
+    ),
     "pattern=2": "pattern=2: no such choice; pattern can be 2of4, 4of8, nofm, unstructured",
     "metric=null": "metric=null: no such choice; metric can be gradient, weight, weight_gradient",
     "evals=[perplexity,foo]": "evals=foo: no such choice; evals can be agreement, none, perplexity, zero_shot",
@@ -124,8 +126,8 @@ COMMAND_LINE = {
         "value with special characters needs quotes: \"KEY='VALUE'\""
     ),
     "wanda": (
-        "cannot read 'wanda': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =; a value with "
-        "special characters needs quotes: \"KEY='VALUE'\""
+        "cannot read 'wanda': an override is KEY=VALUE or GROUP=CHOICE, without blanks around =, did you mean "
+        "method=wanda?"
     ),
     "rebuild.barber.alpha=0.1,0.5": (
         "rebuild.barber.alpha=0.1,0.5: a sweep over several values needs -m; a comma in a value, quotes: "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.report.__main__ import main as report
+from barber.report.__main__ import main as report
 from tests.cli.running import barber
 
 CONF = Path(__file__).parents[2] / "conf"

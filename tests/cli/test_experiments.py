@@ -14,6 +14,7 @@ from omegaconf import open_dict
 
 import barber
 import barber.cli  # which registers the resolvers
+from barber.commands import NAMES as SUBCOMMANDS
 from barber.config import experiment, resolved
 from barber.run.experiment import Experiment
 from barber.run.identity import digest_of
@@ -141,14 +142,14 @@ DOCUMENTS += sorted((ROOT / "experiments" / "results").rglob("*.md"))
 
 
 def commands(text: str) -> Iterator[str]:
-    """The arguments of barber in blocks of code and in backquotes; not with a flag of Hydra's, as `--help`."""
+    """The arguments of runs in blocks of code and in backquotes; not with a flag of Hydra's, as `--help`."""
     text = re.sub(r"\\\n\s*", "", text)
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```|((?:^    .*\n)+)", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in (block[0] or block[1]).splitlines()]
     found = [match[1] for line in lines if (match := re.match(r" *(?:torchrun .* -m )?barber(?: (.*))?$", line))]
     found += [" ".join(code.split()) for code in re.findall(r"`barber ([^`]+)`", text)]
     for arguments in found:
-        if arguments and "--" not in arguments:
+        if arguments and "--" not in arguments and arguments.split()[0] not in SUBCOMMANDS:
             yield arguments.removeprefix("-m ")
 
 

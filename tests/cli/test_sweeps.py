@@ -87,7 +87,7 @@ def test_a_sweep_ends_with_a_table_of_its_points(tokens: Path, tmp_path: Path) -
             row = rf"rebuild.barber.alpha={alpha} +done +tokens \d.*\npattern.sparsity={sparsity}"
             assert re.search(row, table), table
     assert "calibration.path" not in table  # common to all
-    assert f"4 done, 0 skipped, 0 failed; python -m experiments.report {tmp_path / 'out'}" in table
+    assert f"4 done, 0 skipped, 0 failed; barber report {tmp_path / 'out'}" in table
     assert len(records_of(tmp_path / "out")) == 4
 
 

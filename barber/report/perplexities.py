@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from experiments.report.panels import COLORS, Group, apart, grouped, named, of_all, others, panels
-from experiments.report.points import Point
+from barber.report.panels import COLORS, Group, apart, grouped, named, of_all, others, panels
+from barber.report.points import Point
 
 MARKERS = "osD^vPX"
 _FAR = 5

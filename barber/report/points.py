@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.report.records import Protocol, Run, last_part
+from barber.report.records import Protocol, Run, last_part
 
 DENSE = "Dense"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from experiments.report.errors import ReportError
-from experiments.report.points import DENSE, Point
-from experiments.report.records import Protocol, pattern_name
+from barber.report.errors import ReportError
+from barber.report.points import DENSE, Point
+from barber.report.records import Protocol, pattern_name
 
-FILE = Path(__file__).parents[1] / "paper.yaml"
+FILE = Path(__file__).parent / "paper.yaml"
 
 
 @dataclass(frozen=True)

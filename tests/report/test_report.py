@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.report import figures, formats, paper, perplexities, points, records, sources, table, walks
-from experiments.report.__main__ import main
-from experiments.report.errors import ReportError
+from barber.report import figures, formats, paper, perplexities, points, records, sources, table, walks
+from barber.report.__main__ import main
+from barber.report.errors import ReportError
 from experiments.table import table as run_table
-from tests.experiments.making import Write, record
+from tests.report.making import Write, record
 
 
 def built(folder: Path, published: paper.Paper | None = None) -> table.Table:
@@ -395,7 +395,7 @@ def test_only_failed_runs_are_still_a_report(write: Write, tmp_path: Path, capsy
 
 def test_it_runs_without_torch() -> None:
     heavy = {"torch", "transformers"}
-    code = f"import sys, experiments.report.__main__; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, barber.report.__main__; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 

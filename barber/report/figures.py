@@ -6,10 +6,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.report.perplexities import by_granularity, over_alpha, over_sparsity, pareto
-from experiments.report.points import Point, majority
-from experiments.report.table import primary_text
-from experiments.report.walks import block_losses, exchanges, time_and_memory
+from barber.report.perplexities import by_granularity, over_alpha, over_sparsity, pareto
+from barber.report.points import Point, majority
+from barber.report.table import primary_text
+from barber.report.walks import block_losses, exchanges, time_and_memory
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
-"""The command line: python -m experiments.report FOLDER... [--out DIR]; a table NAME.jsonl.gz stands for a folder."""
+"""The command line: barber report FOLDER... [--out DIR]; a table NAME.jsonl.gz stands for a folder."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from experiments.report import figures, formats, page, paper, points, records, sources, table
-from experiments.report.errors import ReportError
+from barber.report import figures, formats, page, paper, points, records, sources, table
+from barber.report.errors import ReportError
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "barber report") -> int:
     """Print the table, write everything; 2 for a mistake of the user."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog, description=__doc__)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="runs somewhere below, or a table of them"
     )

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from experiments.report.paper import Paper, Published, comparable
-from experiments.report.points import Mean, Point, majority, varying
-from experiments.report.records import Broken, Protocol, Run
+from barber.report.paper import Paper, Published, comparable
+from barber.report.points import Mean, Point, majority, varying
+from barber.report.records import Broken, Protocol, Run
 
 SEQLEN, CALIBRATION = 2048, "128 x 2048 c4"
 _SHORT = {

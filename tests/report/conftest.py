@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.experiments.making import Write, record
+from tests.report.making import Write, record
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from barber.report import sources
 from barber.run.identity import counts
-from experiments.report import sources
 
 STAGES = ("rebuilt", "pruned", "dense")
 _CALIBRATION_SOURCE = frozenset(["dataset", "config", "split", "revision", "windows", "separator", "column"])

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from barber.report import sources
+from barber.report.__main__ import main as report
+from barber.report.errors import ReportError
 from barber.run import reading
 from experiments.pack import main as pack
-from experiments.report import sources
-from experiments.report.__main__ import main as report
-from experiments.report.errors import ReportError
-from tests.experiments.making import Write
+from tests.report.making import Write
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 

@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from experiments.report.records import Broken
-from experiments.report.table import Cell, Table, letter
+from barber.report.records import Broken
+from barber.report.table import Cell, Table, letter
 
 
 def markdown(table: Table) -> str:

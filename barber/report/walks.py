@@ -13,9 +13,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.report.panels import COLORS, PANELS, Group, empty, labels, of_all, panels
-from experiments.report.points import Point
-from experiments.report.records import Run
+from barber.report.panels import COLORS, PANELS, Group, empty, labels, of_all, panels
+from barber.report.points import Point
+from barber.report.records import Run
 
 
 def time_and_memory(points: Sequence[Point]) -> tuple[str, Figure | None]:

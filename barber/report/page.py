@@ -9,9 +9,9 @@ from string import Template
 
 import yaml
 
-from experiments.report.figures import Picture
-from experiments.report.records import Broken, Run
-from experiments.report.table import Cell, Column, Row, Table, letter
+from barber.report.figures import Picture
+from barber.report.records import Broken, Run
+from barber.report.table import Cell, Column, Row, Table, letter
 
 _HERE = Path(__file__).parent
 

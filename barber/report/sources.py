@@ -13,11 +13,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from barber.errors import UserError
+from barber.report.errors import ReportError
 from barber.run import reading
 from barber.run.reading import from_json
 from barber.run.record import FILE
 from barber.runtime.files import written_whole
-from experiments.report.errors import ReportError
 
 TABLE = ".jsonl.gz"
 # Rows a linear, which are most of a record; the folder's other files; where the code of a failed run stood.
