@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 from barber.errors import UserError, require_counts
@@ -128,9 +129,13 @@ def by_linear(pattern: Pattern | Mapping[str, Pattern], names: Sequence[str]) ->
     """
     if not isinstance(pattern, Mapping):
         return dict.fromkeys(names, pattern)
-    if differing := sorted(set(names) ^ set(pattern)):
-        what = "has none for" if differing[0] in names else "has one for"
+    known = set(names)
+    if unknown := next((str(name) for name in pattern if name not in known), None):
+        close = get_close_matches(unknown, names, n=1)
+        tail = f", did you mean {close[0]}?" if close else f", and they are called like {names[0]}"
+        raise UserError(f"must name linears of the model, but has one for {unknown}{tail}", field="pattern")
+    if missing := next((name for name in names if name not in pattern), None):
         raise UserError(
-            f"must name the linears of the model, as barber.allocate does, but {what} {differing[0]}", field="pattern"
+            f"must name every linear of the model, as barber.allocate does, but has none for {missing}", field="pattern"
         )
     return {name: pattern[name] for name in names}

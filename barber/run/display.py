@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from barber.errors import DiskError
 from barber.evals.results import PerplexityResult, StageResults, TaskResult, ZeroShotResult
 from barber.run.record import FILE, RunRecord
+from barber.runtime.bars import bars
 from barber.runtime.files import writing
 from barber.walk.report import BlockReport
 
@@ -49,17 +50,7 @@ class LogFile(logging.FileHandler):
 
 def progress(visible: bool = True) -> Progress:
     """Bars that show the share done, the time spent and the time left; nothing where the output is no terminal."""
-    return Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (visible and console.is_terminal),
-    )
+    return bars(console, visible and console.is_terminal)
 
 
 def describe(block: BlockReport, num_layers: int) -> str:

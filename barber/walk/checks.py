@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -83,7 +84,7 @@ def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, P
             )
 
 
-def check_weights(model: PreTrainedModel) -> None:
+def check_weights(model: nn.Module) -> None:
     """Refuse a model in memory whose weights are not its modules' own plain parameters: to set them would not stay, or
     not be what the model computes with.
 
@@ -91,18 +92,21 @@ def check_weights(model: PreTrainedModel) -> None:
         UserError: an adapter inside, a weight made of others at every forward, quantised or offloaded weights.
     """
     for name, module in model.named_modules():
-        if _made_by(module, "peft"):
+        if made_by(module, "peft"):
             raise UserError(
                 f"model must have no adapter inside, but {name or 'it'} is {type(module).__name__} of peft; merge the "
                 "adapter first (merge_and_unload of peft), or remove it"
             )
         hooks = module._forward_pre_hooks.values()
-        if is_parametrized(module) or any(_made_by(hook, "torch.nn.utils") for hook in hooks):
+        if is_parametrized(module) or any(made_by(hook, "torch.nn.utils") for hook in hooks):
             raise UserError(
                 f"model must have its weights as they are, but {name} makes one of others at every forward; first call "
                 "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
             )
     places = set((getattr(model, "hf_device_map", None) or {}).values())
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if not offloaded and all(parameter.is_meta for parameter in model.parameters()):
+        raise UserError("model must have weights, but all of it is on the meta device; load it with from_pretrained")
     for name, parameter in model.named_parameters():
         if parameter.is_meta or len(places) > 1:
             raise UserError(
@@ -118,7 +122,7 @@ def check_weights(model: PreTrainedModel) -> None:
         raise UserError("model must have plain weights, but it is quantised; dequantise it first (model.dequantize())")
 
 
-def _made_by(thing: object, package: str) -> bool:
+def made_by(thing: object, package: str) -> bool:
     """Whether a class comes from a package or from a module in it."""
     return f"{type(thing).__module__}.".startswith(f"{package}.")
 
@@ -145,7 +149,8 @@ def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_k
     Raises:
         UserError: no integers [samples, tokens], an id outside the vocabulary, or too many tokens in a sample.
     """
-    if tokens_NL.ndim != 2 or tokens_NL.numel() == 0 or tokens_NL.is_floating_point():
+    is_integer = not (tokens_NL.is_floating_point() or tokens_NL.is_complex() or tokens_NL.dtype == torch.bool)
+    if tokens_NL.ndim != 2 or tokens_NL.numel() == 0 or not is_integer:
         raise UserError(
             f"{key} must be integers of shape [samples, tokens], not {tokens_NL.dtype} {list(tokens_NL.shape)}"
         )

@@ -1,6 +1,8 @@
 """What pruning did to a model, in figures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from html import escape
 
 from barber.walk.walk import BlockResult
 
@@ -42,7 +44,7 @@ class BlockReport:
         )
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What pruning did to a model.
 
@@ -82,3 +84,27 @@ class Report:
     def sparsity(self) -> float:
         """The share of exact zeros in all pruned linears."""
         return self.zeros / self.weights
+
+    def __repr__(self) -> str:
+        """A few lines, for people."""
+        return "\n".join(f"{what:<12} {found}" for what, found in self._figures())
+
+    def _repr_html_(self) -> str:
+        """The same, as a notebook shows it."""
+        rows = (f"<tr><th>{escape(what)}</th><td>{escape(found)}</td></tr>" for what, found in self._figures())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _figures(self) -> Iterator[tuple[str, str]]:
+        layers = len({block.layer for block in self.blocks})
+        yield "pruned", f"{len(self.linears)} linears in {len(self.blocks)} blocks of {layers} layers"
+        if self.weights:
+            yield "zeros", f"{self.sparsity:.2%}, {self.zeros:,} of {self.weights:,} weights"
+        if losses := [
+            (block.loss_before, block.loss_after)
+            for block in self.blocks
+            if block.loss_before is not None and block.loss_after is not None
+        ]:
+            lower = sum(after < before for before, after in losses)
+            yield "exchanged", f"{self.exchanges:,} pairs of weights"
+            yield "block error", f"lower in {lower} of {len(losses)} blocks than with the initial masks"
+        yield "time", f"{sum(self.seconds.values()):.1f} s"
