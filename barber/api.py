@@ -26,6 +26,7 @@ from barber.walk.arguments import (
     require_count,
     require_flag,
     require_model,
+    require_one_of,
     steps_from,
     tokens_from,
 )
@@ -59,12 +60,11 @@ def prune(
     Args:
         model: a causal language model of a supported family, in memory, its weights plain parameters.
         tokens_NL: calibration samples, integer token ids; or texts, with a `tokenizer`: joined, and cut into at most
-            128 samples of 2048 tokens, fewer where the model has no positions or the texts no tokens for that.
+            128 samples of 2048 tokens, shorter ones where model or texts have fewer.
         pattern: what the masks look like, `Unstructured(0.5)` or `NM(2, 4)`, for short 0.5 or "2:4"; or that of every
             linear, by name, as `allocate` gives them.
-        pruner: the method of the initial masks, `Magnitude()`, `Wanda()`, `SparseGPT()`. A method with its defaults
-            has a name for short, that of the command line: "wanda".
-        rebuild: `Barber(...)`, `Swaps()`, a list of steps, which may end with an update of the kept weights such as
+        pruner: the method of the initial masks, `Magnitude()`, `SparseGPT()`, or a name as "wanda", with its defaults.
+        rebuild: `Barber(...)`, "swaps", a list of steps, which may end with an update of the kept weights such as
             `LeastSquares()`, or None to leave the initial masks.
         device: where to compute; one layer at a time is taken there. None: where the model is.
         batch_size: samples that go through a layer together; None: as many as fit comfortably.
@@ -76,23 +76,16 @@ def prune(
     Raises:
         UserError: an argument is wrong or they do not fit together; nothing has been changed then.
         NumericsError: NaN or infinite values; layers before the one it names are pruned.
-
-    Examples:
-        >>> report = prune(model, tokens, pattern="2:4", pruner="wanda", rebuild=Barber(alpha=0.1))
-        >>> report.sparsity
-        0.5
     """
     chosen, chooses, steps = patterns_from(pattern), pruner_from(pruner), steps_from(rebuild)
-    if schedule not in get_args(Schedule):
-        raise UserError(f"must be {' or '.join(get_args(Schedule))}, not {described(schedule)}", field="schedule")
+    require_one_of(get_args(Schedule), schedule, "schedule")
     check_methods(chosen, chooses, steps, schedule)
     samples_NL = _samples(model, tokens_NL, tokenizer, chosen)
     how = _how(model, device, batch_size, precision)
     pruning = Pruning(chosen, chooses, list(steps.values()), *how, schedule)
-    num_blocks = sum(len(layer.blocks) for layer in Decoder(model).layers)
-    done = count(1)
+    done, total = count(1), sum(len(layer.blocks) for layer in Decoder(model).layers)
     with following("Pruning, block by block", _is_shown(progress)) as advance:
-        return pruning.carry_out(model, samples_NL, on_block=lambda *_: advance(next(done), num_blocks))
+        return pruning.carry_out(model, samples_NL, on_block=lambda *_: advance(next(done), total))
 
 
 def allocate(

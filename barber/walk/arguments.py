@@ -163,6 +163,12 @@ def require_flag(given: object, key: str) -> None:
         raise UserError(f"must be True or False, not {described(given)}", field=key)
 
 
+def require_one_of(choices: Sequence[str], given: object, key: str) -> None:
+    """Refuse what is none of the choices."""
+    if given not in choices:
+        raise UserError(f"must be {' or '.join(choices)}, not {described(given)}", field=key)
+
+
 def described(given: object) -> str:
     """What somebody gave, in a few words: a text or a number itself, of anything else its kind."""
     if given is None or isinstance(given, str | Real):

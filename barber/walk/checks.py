@@ -123,8 +123,8 @@ def check_weights(model: nn.Module) -> None:
 
 
 def made_by(thing: object, package: str) -> bool:
-    """Whether a class comes from a package or from a module in it."""
-    return f"{type(thing).__module__}.".startswith(f"{package}.")
+    """Whether a class, or one that it is derived from, comes from a package or from a module in it."""
+    return any(f"{kind.__module__}.".startswith(f"{package}.") for kind in type(thing).__mro__)
 
 
 def check_numbers(model: PreTrainedModel) -> None:
