@@ -33,6 +33,7 @@ from barber.walk.arguments import (
 from barber.walk.checks import check_architecture, check_methods, check_tokens, check_weights, resolve_device
 from barber.walk.pruning import Pruning
 from barber.walk.report import Report
+from barber.walk.skipping import of_the_rest, skipped
 from barber.walk.walk import Schedule
 
 # A pattern, or its short form: 0.5 or "2:4".
@@ -46,6 +47,7 @@ def prune(
     pattern: PatternLike | Mapping[str, PatternLike],
     pruner: Pruner | str,
     rebuild: Rebuild | str | Sequence[Rebuild | str] | None = None,
+    skip: Sequence[int | str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
@@ -66,6 +68,7 @@ def prune(
         pruner: the method of the initial masks, `Magnitude()`, `SparseGPT()`, or a name as "wanda", with its defaults.
         rebuild: `Barber(...)`, "swaps", a list of steps, which may end with an update of the kept weights such as
             `LeastSquares()`, or None to leave the initial masks.
+        skip: what stays dense: layers, 0 or "0-3", names of linears, "*.down_proj", or "re:" and a regular expression.
         device: where to compute; one layer at a time is taken there. None: where the model is.
         batch_size: samples that go through a layer together; None: as many as fit comfortably.
         precision: of the matrix products; None: float32 on a CPU, bfloat16 on a GPU.
@@ -80,9 +83,9 @@ def prune(
     chosen, chooses, steps = patterns_from(pattern), pruner_from(pruner), steps_from(rebuild)
     require_one_of(get_args(Schedule), schedule, "schedule")
     check_methods(chosen, chooses, steps, schedule)
-    samples_NL = _samples(model, tokens_NL, tokenizer, chosen)
+    samples_NL, left_out = _checked(model, tokens_NL, tokenizer, chosen, skip)
     how = _how(model, device, batch_size, precision)
-    pruning = Pruning(chosen, chooses, list(steps.values()), *how, schedule)
+    pruning = Pruning(of_the_rest(chosen, model, left_out), chooses, list(steps.values()), *how, schedule)
     done, total = count(1), sum(len(layer.blocks) for layer in Decoder(model).layers)
     with following("Pruning, block by block", _is_shown(progress)) as advance:
         return pruning.carry_out(model, samples_NL, on_block=lambda *_: advance(next(done), total))
@@ -94,6 +97,7 @@ def allocate(
     *,
     allocation: Allocation | str,
     pattern: Unstructured | float,
+    skip: Sequence[int | str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
@@ -116,26 +120,28 @@ def allocate(
     method.check(overall)
     if not isinstance(overall, Unstructured):
         raise UserError(f"must be the sparsity of all linears together, Unstructured(0.5), not {overall}", "pattern")
-    samples_NL = _samples(model, tokens_NL, tokenizer, overall)
-    allocating = Allocating(method, overall, *_how(model, device, batch_size, precision))
+    samples_NL, left_out = _checked(model, tokens_NL, tokenizer, overall, skip)
+    allocating = Allocating(method, overall, *_how(model, device, batch_size, precision), left_out=left_out)
     with following("Allocating sparsity", _is_shown(progress)) as advance:
         return allocating.carry_out(model, samples_NL, watch=advance)
 
 
-def _samples(
+def _checked(
     model: PreTrainedModel,
     given: Tensor | Sequence[str],
     tokenizer: PreTrainedTokenizerBase | None,
     pattern: Pattern | Mapping[str, Pattern],
-) -> Tensor:
-    """The calibration samples, [samples, tokens], of a model that has been checked to be one that can be pruned."""
+    skip: Sequence[int | str],
+) -> tuple[Tensor, frozenset[str]]:
+    """The calibration samples, [samples, tokens], and the linears that are left out, of a model that can be pruned."""
     require_model(model)
     check_weights(model)
-    check_architecture(model, pattern)
+    left_out = skipped(skip, model)
+    check_architecture(model, pattern, left_out)
     tokens_NL = tokens_from(given, tokenizer, model)
     check_tokens(tokens_NL, model.config, "tokens_NL")
     Ranks.present().require_samples(len(tokens_NL))
-    return tokens_NL
+    return tokens_NL, left_out
 
 
 def _how(

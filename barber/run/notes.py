@@ -19,7 +19,8 @@ def note_report(record: RunRecord, folder: Path, name: str, report: Report, plot
     """
     record.walk_seconds = report.seconds
     record.linears = {linear: LinearCounts(**counts) for linear, counts in report.linears.items()}
-    record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
+    overall = report.overall_sparsity if report.left_out else None
+    record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges, overall)
     if not leads:
         return
     record.note_digest(folder / LAYERS)

@@ -33,11 +33,11 @@ def bars(console: "Console | None" = None, visible: bool = True) -> "Progress":
 
 
 @contextmanager
-def following(what: str, visible: bool) -> Iterator[Advance]:
+def following(what: str, visible: bool, console: "Console | None" = None) -> Iterator[Advance]:
     """A bar for one thing, and the function that it is told by how much is done, and of how much."""
     if not visible:
         yield lambda done, total: None
         return
-    with bars() as progress:
+    with bars(console) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

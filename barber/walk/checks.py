@@ -1,6 +1,6 @@
 """What can be checked before any weight is read: do model, calibration set, pattern and methods fit together?"""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -58,8 +58,13 @@ def _check_pattern(pattern: Pattern, pruner: Pruner | None, steps: Mapping[str, 
         raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
 
 
-def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, Pattern]) -> None:
+def check_architecture(
+    model: PreTrainedModel, pattern: Pattern | Mapping[str, Pattern], left_out: Collection[str] = ()
+) -> None:
     """Refuse a model that the pattern does not fit; a model on the meta device will do.
+
+    Args:
+        left_out: linears that stay dense, by name.
 
     Raises:
         UserError: an unsupported model type, a block without a prunable linear, or a linear whose inputs m does not
@@ -70,13 +75,13 @@ def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, P
         for block in layer.blocks:
             if not block.linears:
                 raise UserError(f"model: {layer.name} of {type(model).__name__} has no prunable linear in {block.name}")
-    patterns = by_linear(pattern, [linear.name for linear in decoder.linears])
+    patterns = by_linear(pattern, [linear.name for linear in decoder.linears], left_out)
     for linear in decoder.linears:
         if linear.weight_OI.dtype == torch.float64:
             raise UserError(
                 "model.dtype must be float32, bfloat16 or float16, not float64: the walk computes in float32"
             )
-        inputs, one = linear.weight_OI.shape[1], patterns[linear.name]
+        inputs, one = linear.weight_OI.shape[1], patterns.get(linear.name)
         if isinstance(one, NM) and inputs % one.m:
             raise UserError(
                 f"pattern.m must divide the inputs of every linear; {linear.name} has {inputs}, "

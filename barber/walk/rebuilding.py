@@ -25,6 +25,12 @@ class Exchanged:
     final: dict[str, Pruned]
     num_exchanged: dict[str, Tensor]
 
+    def counts(self, names: Sequence[str]) -> list[Tensor]:
+        """The pairs that linears exchanged, in their order; empty where no step was taken."""
+        known = self.num_exchanged
+        none = torch.zeros_like(next(iter(known.values()))) if known else None
+        return [known.get(name, none) for name in names] if none is not None else []
+
 
 @dataclass(frozen=True)
 class Rebuilding:
@@ -32,7 +38,7 @@ class Rebuilding:
 
     Args:
         steps: in order, each as often as it wants to be taken.
-        patterns: what the masks look like, by linear.
+        patterns: what the masks look like, by linear; it is never the turn of one that has none.
         selection: of the initial masks, where a block has none yet (`interleaved`).
         dense: the stream of the dense model, where a step asks for it.
     """
@@ -49,26 +55,26 @@ class Rebuilding:
         Returns the linears with their new masks, and the block's losses with the initial and the rebuilt masks.
         """
         passes = self.passes
-        compared = self._compare(work, block, stream)
+        turns = [linear.name for linear in block.linears if linear.name in self.patterns]
+        compared = self._compare(work, block, stream, turns)
         if self.dense is not None:
             passes.finish_dense(work, block, self.dense)
         loss_before_N = compared.loss_N
         exchanged = Exchanged({linear.name: work.initial[linear.name] for linear in block.linears}, {})
         compared_anew = False
-        for number, step in enumerate(self.steps):
+        for number, step in enumerate(self.steps if turns else ()):
             needs = step.needs
             if needs.gradient and number > 0:
                 compared = Comparison(passes, work, block, stream, with_gradient=True).of_current()
                 compared_anew = True
             trial = BlockTrial(passes, work, block, stream, self.dense) if needs.trial else None
             if needs.statistic is None:
-                names = [linear.name for linear in block.linears]
-                self._take(step, work, block, self._state(work, block, names, compared, Seen({}), trial), exchanged)
+                self._take(step, work, self._state(work, turns, turns, compared, Seen({}), trial), exchanged)
                 continue
-            for stage in compared.stages:
+            for stage in filter(None, (stage.among(turns) for stage in compared.stages)):
                 seen = self._look(needs, work, block, stage, stream, compared.last)
-                state = self._state(work, block, stage.names, compared, seen, trial)
-                self._take(step, work, block, state, exchanged)
+                state = self._state(work, turns, stage.names, compared, seen, trial)
+                self._take(step, work, state, exchanged)
         loss_after_N = loss_before_N
         # What is in the stream then are outputs with the masks in between, even where the last step led back.
         if compared_anew or self._has_changed(work, block):
@@ -78,14 +84,14 @@ class Rebuilding:
         passes.checks.order({f"{work.layer.name}.{block.name}: the loss with the rebuilt mask": losses[1]})
         return exchanged, losses
 
-    def _compare(self, work: LayerWork, block: Block, stream: Stream) -> Compared:
+    def _compare(self, work: LayerWork, block: Block, stream: Stream, turns: Sequence[str]) -> Compared:
         """The block with its initial masks against the dense one; chosen first where it has none."""
-        comparison = Comparison(self.passes, work, block, stream, self.steps[0].needs.gradient)
+        comparison = Comparison(self.passes, work, block, stream, bool(turns) and self.steps[0].needs.gradient)
         selection = self.selection
-        if selection is None:
+        if selection is None or not turns:
             return comparison.of_current()
         return comparison.of_initial(
-            lambda: selection.observing(block.linears, stop=not self.passes.keep_graphs),
+            lambda: selection.observing(block, stop=not self.passes.keep_graphs),
             lambda statistics: selection.prune_block(work, block, statistics),
         )
 
@@ -107,19 +113,18 @@ class Rebuilding:
     def _state(
         self,
         work: LayerWork,
-        block: Block,
+        turns: Sequence[str],
         names: Sequence[str],
         compared: Compared,
         seen: Seen,
         trial: BlockTrial | None,
     ) -> BlockState:
-        """The block as a step sees it when it is the turn of some of its linears."""
-        every = [linear.name for linear in block.linears]
+        """The block as a step sees it when it is the turn of some of its linears; of those left out it sees nothing."""
         return BlockState(
             names,
-            {name: work.dense_OI[name] for name in every},
-            {name: self.patterns[name] for name in every},
-            {name: work.current[name] for name in every},
+            {name: work.dense_OI[name] for name in turns},
+            {name: self.patterns[name] for name in turns},
+            {name: work.current[name] for name in turns},
             seen.inputs,
             compared.gradient_OI,
             seen.drift,
@@ -127,7 +132,7 @@ class Rebuilding:
             trial,
         )
 
-    def _take(self, step: Rebuild, work: LayerWork, block: Block, state: BlockState, exchanged: Exchanged) -> None:
+    def _take(self, step: Rebuild, work: LayerWork, state: BlockState, exchanged: Exchanged) -> None:
         """Take a step, whose masks and weights are those of the block from now on."""
         with self.passes.stopwatch("exchange"):
             rebuilt = step.rebuild(state)

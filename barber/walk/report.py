@@ -9,7 +9,7 @@ from barber.walk.walk import BlockResult
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One block in figures: what a line of layers.jsonl holds."""
+    """One block in figures: what a line of layers.jsonl holds; linears that were left out apart from the others."""
 
     layer: int
     block: str
@@ -19,11 +19,12 @@ class BlockReport:
     loss_after: float | None
     seconds: float
     linears: dict[str, dict[str, int]]
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, result: BlockResult) -> "BlockReport":
         """The figures of a block that is done."""
-        counts = {
+        every = {
             linear.name: {
                 "weights": linear.final.weight_OI.numel(),
                 "zeros": linear.zeros,
@@ -31,16 +32,19 @@ class BlockReport:
             }
             for linear in result.linears
         }
+        is_pruned = {linear.name: linear.is_pruned for linear in result.linears}
+        counts = {name: count for name, count in every.items() if is_pruned[name]}
         zeros, weights = (sum(count[key] for count in counts.values()) for key in ("zeros", "weights"))
         return cls(
             layer=result.layer,
             block=result.block,
-            sparsity=zeros / weights,
+            sparsity=zeros / weights if weights else 0.0,
             exchanges=sum(count["exchanges"] for count in counts.values()),
             loss_before=result.loss_before,
             loss_after=result.loss_after,
             seconds=round(result.seconds, 3),
             linears=counts,
+            left_out={name: count for name, count in every.items() if not is_pruned[name]},
         )
 
 
@@ -76,6 +80,17 @@ class Report:
         return sum(counts["zeros"] for counts in self.linears.values())
 
     @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Linears that were left out and are dense."""
+        return {name: counts for block in self.blocks for name, counts in block.left_out.items()}
+
+    @property
+    def overall_sparsity(self) -> float:
+        """The share of exact zeros in all linears of the decoder layers, those that were left out among them."""
+        every = [*self.linears.values(), *self.left_out.values()]
+        return sum(counts["zeros"] for counts in every) / sum(counts["weights"] for counts in every)
+
+    @property
     def exchanges(self) -> int:
         """Pairs of weights that the rebuilding exchanged."""
         return sum(block.exchanges for block in self.blocks)
@@ -95,13 +110,16 @@ class Report:
         return f"<table>{''.join(rows)}</table>"
 
     def _figures(self) -> Iterator[tuple[str, str]]:
-        layers = len({block.layer for block in self.blocks})
-        yield "pruned", f"{len(self.linears)} linears in {len(self.blocks)} blocks of {layers} layers"
+        blocks = [block for block in self.blocks if block.linears]
+        layers = len({block.layer for block in blocks})
+        yield "pruned", f"{len(self.linears)} linears in {len(blocks)} blocks of {layers} layers"
         if self.weights:
             yield "zeros", f"{self.sparsity:.2%}, {self.zeros:,} of {self.weights:,} weights"
+        if self.left_out:
+            yield "left out", f"{len(self.left_out)} linears; zeros of all together {self.overall_sparsity:.2%}"
         if losses := [
             (block.loss_before, block.loss_after)
-            for block in self.blocks
+            for block in blocks
             if block.loss_before is not None and block.loss_after is not None
         ]:
             lower = sum(after < before for before, after in losses)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from barber.errors import NumericsError
 from barber.methods.block import Pruned
-from barber.methods.patterns import Pattern, by_linear
+from barber.methods.patterns import Pattern, for_each
 from barber.methods.pruners import Pruner
 from barber.methods.rebuild import Rebuild
 from barber.model.blocks import Block
@@ -47,6 +47,7 @@ class LinearResult:
 
     Args:
         zeros: exact zeros of the weight as it is stored.
+        is_pruned: False: it was left out and is dense.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LinearResult:
     final: Pruned
     zeros: int
     num_exchanged: int = 0
+    is_pruned: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Walk:
     Args:
         model: a causal language model of a supported family, in evaluation mode.
         tokens_NL: calibration token ids, int64, of all processes.
-        pattern: what the masks look like, of all linears or of each by name.
+        pattern: what the masks look like, of all linears or of each by name; a linear without one stays dense.
         pruner: the method of the initial masks.
         steps: of the rebuilding, in order; none leave the initial masks.
         device: where the layers are computed, one at a time.
@@ -134,7 +136,7 @@ class Walk:
         knows_initial = self.initial is not None and self.initial.complete
         linears = Decoder(self.model).linears
         self._stored = {linear.name: linear.module.weight.dtype for linear in linears}
-        self._patterns = by_linear(self.pattern, list(self._stored))
+        self._patterns = for_each(self.pattern, self._stored)
         self._passes = Passes(
             self.device,
             forward,
@@ -172,7 +174,7 @@ class Walk:
 
         def look(turn: Turn) -> deque[BlockResult]:
             # Nothing holds on to the layer before: in float32, with both masks' weights, it is three layers more.
-            work = LayerWork(turn.index, turn.layer, targets, turn.dense_OI)
+            work = LayerWork.begun(turn, targets, self._patterns)
             return deque(self._layer(work, pruned, rebuilt, rebuilding))
 
         try:
@@ -263,7 +265,7 @@ class Walk:
         names = [linear.name for linear in block.linears]
         final = exchanged.final
         zeros = [(final[name].weight_OI.to(self._stored[name]) == 0).sum() for name in names]
-        counts = [exchanged.num_exchanged[name] for name in names] if exchanged.num_exchanged else []
+        counts = exchanged.counts(names)
         figures = torch.stack([figure.double() for figure in [*losses, *zeros, *counts]]).tolist()
         if (failed := self._checks.first_failed()) is not None:
             culprit = None
@@ -275,7 +277,7 @@ class Walk:
         figures = figures[len(losses) :]
         exchanges = [int(count) for count in figures[len(names) :]] or [0] * len(names)
         linears = [
-            LinearResult(name, work.initial[name], final[name], int(figures[i]), exchanges[i])
+            LinearResult(name, work.initial[name], final[name], int(figures[i]), exchanges[i], name in self._patterns)
             for i, name in enumerate(names)
         ]
         return BlockResult(work.index, block.name, linears, time.perf_counter() - start, loss_before, loss_after)
