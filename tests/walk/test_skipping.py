@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import barber
-from barber import NM, Unstructured, UserError, Wanda
+from barber import NM, Unstructured, UserError
 from barber.model.decoder import Decoder
 from barber.walk.arguments import ALLOCATIONS, PRUNERS, STEPS
 from barber.walk.skipping import skipped
