@@ -4,6 +4,7 @@ What stands here is public: scripts import it, every `_target_` of a config name
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from barber.model.engine import Engine
     from barber.model.gguf import Packaged
     from barber.model.sources import Pretrained, RandomModel
+    from barber.notebook import calibrate, perplexity
     from barber.run.compare import Comparison, compare
     from barber.run.export import HuggingFaceFolder, MaskFile
     from barber.run.tracking import Wandb
@@ -78,11 +80,13 @@ __all__ = [
     "WeightGradient",
     "ZeroShot",
     "allocate",
+    "calibrate",
     "compare",
     "corpus",
     "evaluation",
     "hub_windows",
     "offline_windows",
+    "perplexity",
     "prune",
     "text_windows",
 ]
@@ -90,6 +94,7 @@ __all__ = [
 _ROOMS = {
     "walk.allocation": ("OWL", "ErrorCurves", "EvoPress"),
     "api": ("allocate", "prune"),
+    "notebook": ("calibrate", "perplexity"),
     "walk.report": ("BlockReport", "Report"),
     "runtime.cache": ("Cache",),
     "data.calibration": ("TokenSamples", "hub_windows", "offline_windows", "text_windows"),
@@ -119,4 +124,11 @@ def __getattr__(name: str) -> Any:
     for room, names in _ROOMS.items():
         if name in names:
             return getattr(import_module(f"barber.{room}"), name)
+    if name == "__version__":
+        return version("llm-barber")
     raise AttributeError(f"module 'barber' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # What a notebook completes: not the rooms, which may move.
+    return sorted([*__all__, "__version__"])

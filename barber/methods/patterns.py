@@ -1,7 +1,8 @@
 """Sparsity patterns: which weights of a linear compete for staying, and how many of them go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 from barber.errors import UserError, require_counts
@@ -120,17 +121,27 @@ class Exactly:
 Pattern = Unstructured | NM | Exactly
 
 
-def by_linear(pattern: Pattern | Mapping[str, Pattern], names: Sequence[str]) -> dict[str, Pattern]:
-    """The pattern of every linear, given one for all of them or one for each.
+def for_each(pattern: Pattern | Mapping[str, Pattern], names: Iterable[str]) -> Mapping[str, Pattern]:
+    """One pattern as that of each of some linears; patterns by linear as they are."""
+    return pattern if isinstance(pattern, Mapping) else dict.fromkeys(names, pattern)
+
+
+def by_linear(
+    pattern: Pattern | Mapping[str, Pattern], names: Sequence[str], left_out: Collection[str] = ()
+) -> dict[str, Pattern]:
+    """The pattern of every linear, given one for all of them or one for each; of those that are left out, none.
 
     Raises:
         UserError: a linear has none, or there is one for what is no linear of the model.
     """
-    if not isinstance(pattern, Mapping):
-        return dict.fromkeys(names, pattern)
-    if differing := sorted(set(names) ^ set(pattern)):
-        what = "has none for" if differing[0] in names else "has one for"
+    wanted = [name for name in names if name not in left_out]
+    known, found = set(names), for_each(pattern, wanted)
+    if unknown := next((str(name) for name in found if name not in known), None):
+        close = get_close_matches(unknown, names, n=1)
+        tail = f", did you mean {close[0]}?" if close else f", and they are called like {names[0]}"
+        raise UserError(f"must name linears of the model, but has one for {unknown}{tail}", field="pattern")
+    if missing := next((name for name in wanted if name not in found), None):
         raise UserError(
-            f"must name the linears of the model, as barber.allocate does, but {what} {differing[0]}", field="pattern"
+            f"must name every linear of the model, as barber.allocate does, but has none for {missing}", field="pattern"
         )
-    return {name: pattern[name] for name in names}
+    return {name: found[name] for name in wanted}

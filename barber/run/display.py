@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from barber.errors import DiskError
 from barber.evals.results import PerplexityResult, StageResults, TaskResult, ZeroShotResult
 from barber.run.record import FILE, RunRecord
+from barber.runtime import bars
+from barber.runtime.bars import Advance
 from barber.runtime.files import writing
 from barber.walk.report import BlockReport
 
@@ -50,22 +53,19 @@ class LogFile(logging.FileHandler):
 
 def progress(visible: bool = True) -> Progress:
     """Bars that show the share done, the time spent and the time left; nothing where the output is no terminal."""
-    return Progress(
-        TextColumn("{task.description:<24}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (visible and console.is_terminal),
-    )
+    return bars.bars(console, visible and console.is_terminal)
+
+
+def following(what: str, visible: bool) -> AbstractContextManager[Advance]:
+    """A bar for one thing, see `barber.runtime.bars`."""
+    return bars.following(what, visible and console.is_terminal, console)
 
 
 def describe(block: BlockReport, num_layers: int) -> str:
     """A block's log line."""
     place = f"layer {block.layer:>{len(str(num_layers))}} of {num_layers} {block.block:<9}"
+    if not block.linears:
+        return f"{place}  left dense, {block.seconds:.1f} s"
     parts = [f"{block.sparsity:.2%} zeros"]
     if block.loss_before is not None and block.loss_after is not None:
         change = f" ({block.loss_after / block.loss_before - 1:+.0%})" if block.loss_before else ""
@@ -145,6 +145,8 @@ def _cells(results: StageResults) -> dict[str, str]:
 
 def _notes(record: RunRecord) -> Iterator[str]:
     """What has to be said under the table for nobody to misread it."""
+    if record.sparsity is not None and record.sparsity.overall is not None:
+        yield f"zeros of what was pruned; of all linears of the decoder layers {record.sparsity.overall:.2%} (skip)"
     if limit := next((found.limit for one in record.results.values() if (found := one.zero_shot)), None):
         yield f"* only the first {limit} documents of every task: not comparable with published figures"
     measured = [found for one in record.results.values() for found in one.perplexity.values()]

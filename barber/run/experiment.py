@@ -1,6 +1,6 @@
 """Everything that a run consists of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +26,7 @@ class Experiment:
 
     Args:
         name: what people call it.
+        skip: the linears that stay dense, as in `prune`.
         rebuild: the steps of the rebuilding by name, in order.
         allocation: how sparse each linear becomes; None: all alike.
         update: the steps that give kept weights new values, by name, in order; None: no weight is changed.
@@ -62,6 +63,7 @@ class Experiment:
     cache: Cache | None = None
     update: Mapping[str, Rebuild] | None = None
     allocation: Allocation | None = None
+    skip: Sequence[int | str] = ()
 
     @property
     def steps(self) -> dict[str, Rebuild]:

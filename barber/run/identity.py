@@ -31,7 +31,7 @@ _COUNTS_FOR: dict[str, tuple[Consequence, ...]] = {
 
 # Keys that were added after configs had been digested, by pattern, and the value with which they change nothing: a
 # config that has it there is the same as one without the key. A value stays, also when the default becomes another.
-_ADDED: dict[str, Any] = {}
+_ADDED: dict[str, Any] = {"skip": []}
 
 
 def counts(key: str, consequence: Consequence) -> bool:

@@ -39,7 +39,8 @@ def note_report(record: RunRecord, folder: Path, experiment: Experiment, report:
     """
     record.walk_seconds = report.seconds
     record.linears = {linear: LinearCounts(**counts) for linear, counts in report.linears.items()}
-    record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges)
+    overall = report.overall_sparsity if report.left_out else None
+    record.sparsity = Sparsity(report.sparsity, report.zeros, report.weights, report.exchanges, overall)
     record.zeros = dict(_zeros_by_stage(report, "rebuilt" if experiment.steps else "pruned"))
     if not leads:
         return
@@ -66,6 +67,8 @@ def note_block_errors(record: RunRecord, folder: Path, name: str) -> None:
 
 def _zeros_by_stage(report: Report, last: str) -> Iterator[tuple[str, Zeros]]:
     """What was counted; layers that an earlier version finished have the last stage's zeros only."""
+    every = [*report.linears.values(), *report.left_out.values()]
+    weights = sum(counts["weights"] for counts in every)
     for stage, key in {"dense": "dense_zeros", "pruned": "pruned_zeros", last: "zeros"}.items():
-        if all(key in counts for counts in report.linears.values()):
-            yield stage, Zeros(sum(counts[key] for counts in report.linears.values()), report.weights)
+        if all(key in counts for counts in every):
+            yield stage, Zeros(sum(counts[key] for counts in every), weights)

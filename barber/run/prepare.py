@@ -18,6 +18,7 @@ from barber.run.experiment import Experiment
 from barber.run.record import Calibration, Machine, RunRecord, Seeds
 from barber.runtime.distributed import Ranks, local_device
 from barber.walk.checks import check_architecture, check_methods, check_tokens, resolve_device
+from barber.walk.skipping import skipped
 
 log = logging.getLogger("barber")
 
@@ -28,6 +29,7 @@ class Inputs:
 
     Args:
         skeleton: the model without its weights, on the meta device.
+        left_out: the linears that stay dense, by name.
     """
 
     device: torch.device
@@ -36,6 +38,7 @@ class Inputs:
     streams: bool = False
     calibration: CalibrationSet | None = None
     evaluation: Prepared | None = None
+    left_out: frozenset[str] = frozenset()
 
 
 def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Path) -> Inputs:
@@ -57,14 +60,15 @@ def prepare(experiment: Experiment, record: RunRecord, ranks: Ranks, folder: Pat
     family_of(config)  # before transformers builds the model: of others it has warnings and errors of its own
     with within("model"):
         model = skeleton(config)
-    check_architecture(model, experiment.pattern)
+    left_out = skipped(experiment.skip, model)
+    check_architecture(model, experiment.pattern, left_out)
     with within("model"):
         tokenizer = experiment.model.tokenizer()
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     record.machine = Machine(str(device), torch.get_num_threads(), platform.platform(), gpu)
     record.seeds = Seeds(experiment.seed, calibration=None)
     with within("model"):
-        inputs = Inputs(device, model, tokenizer, experiment.engine.streams(model))
+        inputs = Inputs(device, model, tokenizer, experiment.engine.streams(model), left_out=left_out)
     if experiment.pruner is not None:
         with within("calibration"):
             inputs.calibration = experiment.calibration.sample(tokenizer, experiment.cache)

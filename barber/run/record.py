@@ -113,12 +113,17 @@ class Initial:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """All pruned linears together: the share of exact zeros, their number, the weights, the pairs exchanged."""
+    """All pruned linears together: the share of exact zeros, their number, the weights, the pairs exchanged.
+
+    Args:
+        overall: the share of zeros in all linears of the decoder layers; None: none of them was left out.
+    """
 
     sparsity: float
     zeros: int
     weights: int
     exchanges: int
+    overall: float | None = None
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from barber.walk.allocation import Allocating
 from barber.walk.checks import check_numbers
 from barber.walk.pruning import Pruning
 from barber.walk.sizes import fitting_batch_size
+from barber.walk.skipping import of_the_rest
 
 log = logging.getLogger("barber")
 
@@ -208,7 +209,7 @@ class _Run:
         """The pattern of all linears, or of each where they are not all alike."""
         experiment, calibration = self.experiment, inputs.calibration
         if experiment.allocation is None:
-            return experiment.pattern
+            return of_the_rest(experiment.pattern, inputs.skeleton, inputs.left_out)
         assert calibration is not None and isinstance(experiment.pattern, Unstructured)
         allocating = Allocating(
             experiment.allocation,
@@ -218,15 +219,10 @@ class _Run:
             experiment.precision,
             experiment.engine.activations,
             self.folder,
+            inputs.left_out,
         )
-        with self.stopwatch("allocate"), display.progress(visible=self.ranks.leads) as progress:
-            task = progress.add_task("Allocating sparsity", total=None)
-            return allocating.carry_out(
-                model,
-                calibration.tokens_NL,
-                weights,
-                watch=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        with self.stopwatch("allocate"), display.following("Allocating sparsity", self.ranks.leads) as advance:
+            return allocating.carry_out(model, calibration.tokens_NL, weights, watch=advance)
 
     def _prune(
         self, model: PreTrainedModel, weights: Weights, inputs: Inputs, pattern: Pattern | Mapping[str, Pattern]

@@ -5,7 +5,7 @@ import re
 import shlex
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from urllib.request import getproxies
 from barber.errors import UserError
 from barber.evals.results import AgreementResult, PerplexityResult, StageResults
 from barber.run.record import RunRecord
+from barber.runtime.plain import plain
 from barber.walk.report import BlockReport
 
 log = logging.getLogger("barber")
@@ -140,7 +141,7 @@ class Wandb:
                     logged[f"plots/{picture.stem}"] = wandb.Image(str(picture))
             if logged:
                 run.log(logged)
-            sparsity = asdict(record.sparsity) if record.sparsity else {}
+            sparsity = plain(record.sparsity) if record.sparsity else {}
             zeros = {f"zeros/{stage}": counted.share for stage, counted in record.zeros.items()}
             run.summary.update({"status": record.status, "error": record.error, **sparsity, **zeros})
             seconds = record.seconds | {f"walk/{phase}": value for phase, value in record.walk_seconds.items()}

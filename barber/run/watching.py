@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from barber.model.decoder import Decoder
 from barber.run import display
 from barber.run.tracking import Tracking
 from barber.runtime.files import append_line, writing
+from barber.runtime.plain import plain
 from barber.walk.pruning import OnBlock
 from barber.walk.report import BlockReport
 from barber.walk.walk import BlockResult
@@ -42,7 +42,7 @@ def block_by_block(folder: Path, model: PreTrainedModel, tracking: Tracking, lea
 
         def on_block(block: BlockReport, result: BlockResult | None) -> None:
             if leads:
-                append_line(path, json.dumps(asdict(block)))
+                append_line(path, json.dumps(plain(block)))
             if result is not None:
                 log.info(display.describe(block, len(layers)))
             tracking.block(next(numbers), block)

@@ -1,8 +1,9 @@
 """What can be checked before any weight is read: do model, calibration set, pattern and methods fit together?"""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -57,8 +58,13 @@ def _check_pattern(pattern: Pattern, pruner: Pruner | None, steps: Mapping[str, 
         raise UserError(f"pruner.block_size must be a multiple of pattern.m ({pattern.m}), not {pruner.block_size}")
 
 
-def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, Pattern]) -> None:
+def check_architecture(
+    model: PreTrainedModel, pattern: Pattern | Mapping[str, Pattern], left_out: Collection[str] = ()
+) -> None:
     """Refuse a model that the pattern does not fit; a model on the meta device will do.
+
+    Args:
+        left_out: linears that stay dense, by name.
 
     Raises:
         UserError: an unsupported model type, a block without a prunable linear, or a linear whose inputs m does not
@@ -69,13 +75,13 @@ def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, P
         for block in layer.blocks:
             if not block.linears:
                 raise UserError(f"model: {layer.name} of {type(model).__name__} has no prunable linear in {block.name}")
-    patterns = by_linear(pattern, [linear.name for linear in decoder.linears])
+    patterns = by_linear(pattern, [linear.name for linear in decoder.linears], left_out)
     for linear in decoder.linears:
         if linear.weight_OI.dtype == torch.float64:
             raise UserError(
                 "model.dtype must be float32, bfloat16 or float16, not float64: the walk computes in float32"
             )
-        inputs, one = linear.weight_OI.shape[1], patterns[linear.name]
+        inputs, one = linear.weight_OI.shape[1], patterns.get(linear.name)
         if isinstance(one, NM) and inputs % one.m:
             raise UserError(
                 f"pattern.m must divide the inputs of every linear; {linear.name} has {inputs}, "
@@ -83,7 +89,7 @@ def check_architecture(model: PreTrainedModel, pattern: Pattern | Mapping[str, P
             )
 
 
-def check_weights(model: PreTrainedModel) -> None:
+def check_weights(model: nn.Module) -> None:
     """Refuse a model in memory whose weights are not its modules' own plain parameters: to set them would not stay, or
     not be what the model computes with.
 
@@ -91,18 +97,21 @@ def check_weights(model: PreTrainedModel) -> None:
         UserError: an adapter inside, a weight made of others at every forward, quantised or offloaded weights.
     """
     for name, module in model.named_modules():
-        if _made_by(module, "peft"):
+        if made_by(module, "peft"):
             raise UserError(
                 f"model must have no adapter inside, but {name or 'it'} is {type(module).__name__} of peft; merge the "
                 "adapter first (merge_and_unload of peft), or remove it"
             )
         hooks = module._forward_pre_hooks.values()
-        if is_parametrized(module) or any(_made_by(hook, "torch.nn.utils") for hook in hooks):
+        if is_parametrized(module) or any(made_by(hook, "torch.nn.utils") for hook in hooks):
             raise UserError(
                 f"model must have its weights as they are, but {name} makes one of others at every forward; first call "
                 "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
             )
     places = set((getattr(model, "hf_device_map", None) or {}).values())
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if not offloaded and all(parameter.is_meta for parameter in model.parameters()):
+        raise UserError("model must have weights, but all of it is on the meta device; load it with from_pretrained")
     for name, parameter in model.named_parameters():
         if parameter.is_meta or len(places) > 1:
             raise UserError(
@@ -118,9 +127,9 @@ def check_weights(model: PreTrainedModel) -> None:
         raise UserError("model must have plain weights, but it is quantised; dequantise it first (model.dequantize())")
 
 
-def _made_by(thing: object, package: str) -> bool:
-    """Whether a class comes from a package or from a module in it."""
-    return f"{type(thing).__module__}.".startswith(f"{package}.")
+def made_by(thing: object, package: str) -> bool:
+    """Whether a class, or one that it is derived from, comes from a package or from a module in it."""
+    return any(f"{kind.__module__}.".startswith(f"{package}.") for kind in type(thing).__mro__)
 
 
 def check_numbers(model: PreTrainedModel) -> None:
@@ -145,7 +154,8 @@ def check_tokens(tokens_NL: Tensor, config: PreTrainedConfig, key: str, length_k
     Raises:
         UserError: no integers [samples, tokens], an id outside the vocabulary, or too many tokens in a sample.
     """
-    if tokens_NL.ndim != 2 or tokens_NL.numel() == 0 or tokens_NL.is_floating_point():
+    is_integer = not (tokens_NL.is_floating_point() or tokens_NL.is_complex() or tokens_NL.dtype == torch.bool)
+    if tokens_NL.ndim != 2 or tokens_NL.numel() == 0 or not is_integer:
         raise UserError(
             f"{key} must be integers of shape [samples, tokens], not {tokens_NL.dtype} {list(tokens_NL.shape)}"
         )

@@ -156,7 +156,8 @@ class Comparison:
     def _finished(self) -> Compared:
         """All batches together."""
         passes = self.passes
-        require_all_fed(self.block, [name for stage in self._stages for name in stage.names])
+        names = [linear.name for linear in self.block.linears]
+        require_all_fed(names, [name for stage in self._stages for name in stage.names])
         passes.checks.order({f"{self.work.layer.name}.{self.block.name}: {INITIAL_LOSS}": torch.cat(self._loss_N)})
         gradient_OI: dict[str, Tensor] = {}
         with passes.stopwatch("squared gradients"):

@@ -91,7 +91,7 @@ class Pruning:
         weights.restore()
         followed = _Followed(model, walk, checkpoint, on_block, on_layer)
         followed.tell_of_finished()
-        with _evaluating(model):
+        with evaluating(model):
             deque(map(followed.take, walk), maxlen=0)  # a loop's variable would hold a result, as large as the layer
             if checkpoint is not None:
                 checkpoint.wait()
@@ -199,7 +199,7 @@ class _Followed:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """The model in evaluation mode; modules that were training do so afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -33,6 +33,12 @@ class Exchanged:
         device = next(iter(final.values())).mask_OI.device
         return cls(final, {}, list(torch.zeros(num_steps, dtype=torch.int64, device=device)))
 
+    def counts(self, names: Sequence[str]) -> list[Tensor]:
+        """The pairs that linears exchanged, in their order; empty where no step was taken."""
+        known = self.num_exchanged
+        none = torch.zeros_like(next(iter(known.values()))) if known else None
+        return [known.get(name, none) for name in names] if none is not None else []
+
 
 @dataclass(frozen=True)
 class Rebuilding:
@@ -40,7 +46,7 @@ class Rebuilding:
 
     Args:
         steps: in order, each as often as it wants to be taken.
-        patterns: what the masks look like, by linear.
+        patterns: what the masks look like, by linear; it is never the turn of one that has none.
         selection: of the initial masks, where a block has none yet (`interleaved`).
         dense: the stream of the dense model, where a step asks for it.
     """
@@ -57,13 +63,14 @@ class Rebuilding:
         Returns the linears with their new masks, and the block's losses with the initial and the rebuilt masks.
         """
         passes = self.passes
-        compared = self._compare(work, block, stream)
+        turns = [linear.name for linear in block.linears if linear.name in self.patterns]
+        compared = self._compare(work, block, stream, turns)
         if self.dense is not None:
             passes.finish_dense(work, block, self.dense)
         loss_before_N = compared.loss_N
         exchanged = Exchanged.none(work, block, len(self.steps))
         compared_anew = False
-        takes = [index for index, step in enumerate(self.steps) for _ in range(step.needs.passes)]
+        takes = [index for index, step in enumerate(self.steps) for _ in range(step.needs.passes)] if turns else []
         for number, index in enumerate(takes):
             needs = self.steps[index].needs
             if needs.gradient and number > 0:
@@ -71,12 +78,11 @@ class Rebuilding:
                 compared_anew = True
             trial = BlockTrial(passes, work, block, stream, self.dense) if needs.trial else None
             if needs.statistic is None:
-                names = [linear.name for linear in block.linears]
-                self._take(index, work, self._state(work, block, names, compared, Seen({}), trial), exchanged)
+                self._take(index, work, self._state(work, turns, turns, compared, Seen({}), trial), exchanged)
                 continue
-            for stage in compared.stages:
+            for stage in filter(None, (stage.among(turns) for stage in compared.stages)):
                 seen = self._look(needs, work, block, stage, stream, compared.last)
-                state = self._state(work, block, stage.names, compared, seen, trial)
+                state = self._state(work, turns, stage.names, compared, seen, trial)
                 self._take(index, work, state, exchanged)
         loss_after_N = loss_before_N
         # What is in the stream then are outputs with the masks in between, even where the last step led back.
@@ -87,14 +93,14 @@ class Rebuilding:
         passes.checks.order({f"{work.layer.name}.{block.name}: the loss with the rebuilt mask": losses[1]})
         return exchanged, losses
 
-    def _compare(self, work: LayerWork, block: Block, stream: Stream) -> Compared:
+    def _compare(self, work: LayerWork, block: Block, stream: Stream, turns: Sequence[str]) -> Compared:
         """The block with its initial masks against the dense one; chosen first where it has none."""
-        comparison = Comparison(self.passes, work, block, stream, self.steps[0].needs.gradient)
+        comparison = Comparison(self.passes, work, block, stream, bool(turns) and self.steps[0].needs.gradient)
         selection = self.selection
-        if selection is None:
+        if selection is None or not turns:
             return comparison.of_current()
         return comparison.of_initial(
-            lambda: selection.observing(block.linears, stop=not self.passes.keep_graphs),
+            lambda: selection.observing(block, stop=not self.passes.keep_graphs),
             lambda statistics: selection.prune_block(work, block, statistics),
         )
 
@@ -116,19 +122,18 @@ class Rebuilding:
     def _state(
         self,
         work: LayerWork,
-        block: Block,
+        turns: Sequence[str],
         names: Sequence[str],
         compared: Compared,
         seen: Seen,
         trial: BlockTrial | None,
     ) -> BlockState:
-        """The block as a step sees it when it is the turn of some of its linears."""
-        every = [linear.name for linear in block.linears]
+        """The block as a step sees it when it is the turn of some of its linears; of those left out it sees nothing."""
         return BlockState(
             names,
-            {name: work.dense_OI[name] for name in every},
-            {name: self.patterns[name] for name in every},
-            {name: work.current[name] for name in every},
+            {name: work.dense_OI[name] for name in turns},
+            {name: self.patterns[name] for name in turns},
+            {name: work.current[name] for name in turns},
             seen.inputs,
             compared.gradient_OI,
             seen.drift,

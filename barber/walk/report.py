@@ -1,17 +1,20 @@
 """What pruning did to a model, in figures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from html import escape
 
 from barber.walk.walk import BlockResult
 
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One block in figures: what a line of layers.jsonl holds.
+    """One block in figures: what a line of layers.jsonl holds; linears that were left out apart from the others.
 
     Args:
         linears: the counts of each: weights, zeros at the end, of the dense model and with the initial mask, exchanges.
         by_step: pairs that each step of the rebuilding exchanged.
+        left_out: the counts of those that were.
     """
 
     layer: int
@@ -23,11 +26,12 @@ class BlockReport:
     seconds: float
     linears: dict[str, dict[str, int]]
     by_step: list[int] = field(default_factory=list)
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, result: BlockResult) -> "BlockReport":
         """The figures of a block that is done."""
-        counts = {
+        every = {
             linear.name: {
                 "weights": linear.final.weight_OI.numel(),
                 "zeros": linear.zeros,
@@ -37,21 +41,24 @@ class BlockReport:
             }
             for linear in result.linears
         }
+        is_pruned = {linear.name: linear.is_pruned for linear in result.linears}
+        counts = {name: count for name, count in every.items() if is_pruned[name]}
         zeros, weights = (sum(count[key] for count in counts.values()) for key in ("zeros", "weights"))
         return cls(
             layer=result.layer,
             block=result.block,
-            sparsity=zeros / weights,
+            sparsity=zeros / weights if weights else 0.0,
             exchanges=sum(count["exchanges"] for count in counts.values()),
             loss_before=result.loss_before,
             loss_after=result.loss_after,
             seconds=round(result.seconds, 3),
             linears=counts,
             by_step=result.by_step,
+            left_out={name: count for name, count in every.items() if not is_pruned[name]},
         )
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What pruning did to a model.
 
@@ -83,6 +90,17 @@ class Report:
         return sum(counts["zeros"] for counts in self.linears.values())
 
     @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Linears that were left out and are dense."""
+        return {name: counts for block in self.blocks for name, counts in block.left_out.items()}
+
+    @property
+    def overall_sparsity(self) -> float:
+        """The share of exact zeros in all linears of the decoder layers, those that were left out among them."""
+        every = [*self.linears.values(), *self.left_out.values()]
+        return sum(counts["zeros"] for counts in every) / sum(counts["weights"] for counts in every)
+
+    @property
     def exchanges(self) -> int:
         """Pairs of weights that the rebuilding exchanged."""
         return sum(block.exchanges for block in self.blocks)
@@ -97,3 +115,30 @@ class Report:
     def sparsity(self) -> float:
         """The share of exact zeros in all pruned linears."""
         return self.zeros / self.weights
+
+    def __repr__(self) -> str:
+        """A few lines, for people."""
+        return "\n".join(f"{what:<12} {found}" for what, found in self._figures())
+
+    def _repr_html_(self) -> str:
+        """The same, as a notebook shows it."""
+        rows = (f"<tr><th>{escape(what)}</th><td>{escape(found)}</td></tr>" for what, found in self._figures())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _figures(self) -> Iterator[tuple[str, str]]:
+        blocks = [block for block in self.blocks if block.linears]
+        layers = len({block.layer for block in blocks})
+        yield "pruned", f"{len(self.linears)} linears in {len(blocks)} blocks of {layers} layers"
+        if self.weights:
+            yield "zeros", f"{self.sparsity:.2%}, {self.zeros:,} of {self.weights:,} weights"
+        if self.left_out:
+            yield "left out", f"{len(self.left_out)} linears; zeros of all together {self.overall_sparsity:.2%}"
+        if losses := [
+            (block.loss_before, block.loss_after)
+            for block in blocks
+            if block.loss_before is not None and block.loss_after is not None
+        ]:
+            lower = sum(after < before for before, after in losses)
+            yield "exchanged", f"{self.exchanges:,} pairs of weights"
+            yield "block error", f"lower in {lower} of {len(losses)} blocks than with the initial masks"
+        yield "time", f"{sum(self.seconds.values()):.1f} s"

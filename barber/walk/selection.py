@@ -1,6 +1,6 @@
 """The initial masks: what the pruner is shown of a layer, and what it chooses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from barber.methods.block import BlockState
 from barber.methods.patterns import Pattern
 from barber.methods.pruners import Pruner
 from barber.methods.statistics import InputStatistic, MeanSquaredGradient
-from barber.model.blocks import Block, Linear
+from barber.model.blocks import Block, Layer, Linear
 from barber.model.driver import Stream
 from barber.model.observing import AllFed, observing_inputs
 from barber.runtime.tensors import Tensor
@@ -24,7 +24,7 @@ class Selection:
     """Gives linears their initial masks.
 
     Args:
-        patterns: what the masks look like, by linear.
+        patterns: what the masks look like, by linear; those without one are left as they are.
         gradients: of the language-model loss, by linear, for pruners that ask for them.
     """
 
@@ -37,10 +37,10 @@ class Selection:
         """Give every linear of the layer its initial mask, and bring the stream to the next layer."""
         layer, passes = work.layer, self.passes
         statistics: dict[str, InputStatistic] = {}
-        if self.pruner.statistic is not None:
+        if self.pruner.statistic is not None and self._turns(layer):
             with (
                 passes.stopwatch("statistics"),
-                self.observing(layer.linears) as statistics,
+                self.observing(layer) as statistics,
                 layer.using(work.dense_OI, passes.forward),
             ):
                 for _, call in stream.calls(work.index):
@@ -62,14 +62,16 @@ class Selection:
         gradient_OI: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Choose the initial masks of a block, given the statistics of its linears' inputs, which are used up."""
-        passes, names = self.passes, [linear.name for linear in block.linears]
+        passes, names = self.passes, [linear.name for linear in self._turns(block)]
+        if not names:
+            return
         known_OI = {**self.gradients, **(gradient_OI or {})}
         with passes.stopwatch("select"):
             state = BlockState(
                 names,
                 {name: work.dense_OI[name] for name in names},
                 {name: self.patterns[name] for name in names},
-                inputs=self._means(block, statistics) if self.pruner.statistic is not None else {},
+                inputs=self._means(names, statistics) if self.pruner.statistic is not None else {},
                 gradient_OI={name: known_OI[name].to(passes.device) for name in names if name in known_OI},
             )
             try:
@@ -81,23 +83,27 @@ class Selection:
             work.current |= pruned
             passes.checks.order({f"{name}: the pruned weight": pruned[name].weight_OI for name in names})
 
-    def observing(self, linears: list[Linear], stop: bool = True) -> AbstractContextManager[dict[str, InputStatistic]]:
+    def observing(self, part: Layer | Block, stop: bool = True) -> AbstractContextManager[dict[str, InputStatistic]]:
         """The statistic that the pruner needs of the linears' inputs; `stop` when nothing is left to see."""
         assert self.pruner.statistic is not None
-        modules = {linear.name: linear.module for linear in linears}
+        modules = {linear.name: linear.module for linear in self._turns(part)}
         return observing_inputs(modules, partial(self.pruner.statistic, self.passes.num_samples), stop)
 
-    def _means(self, block: Block, statistics: dict[str, InputStatistic]) -> dict[str, Tensor]:
+    def _turns(self, part: Layer | Block) -> list[Linear]:
+        """The linears that are to be pruned."""
+        return [linear for linear in part.linears if linear.name in self.patterns]
+
+    def _means(self, names: Sequence[str], statistics: dict[str, InputStatistic]) -> dict[str, Tensor]:
         """The means over all samples, one tensor for linears that share their input; the sums are let go of."""
-        require_all_fed(block, list(statistics))
+        require_all_fed(names, list(statistics))
         found: dict[str, Tensor] = {}
         means: dict[int, tuple[InputStatistic, Tensor]] = {}  # with what they are of, whose id nobody else gets so
-        for linear in block.linears:
-            statistic = statistics.pop(linear.name)
+        for name in names:
+            statistic = statistics.pop(name)
             if id(statistic) not in means:
                 means[id(statistic)] = statistic, statistic.value(self.passes.ranks)
-                self.passes.checks.order({f"{linear.name}: its input": means[id(statistic)][1]})
-            found[linear.name] = means[id(statistic)][1]
+                self.passes.checks.order({f"{name}: its input": means[id(statistic)][1]})
+            found[name] = means[id(statistic)][1]
         return found
 
     def _norm_gradients(self, work: LayerWork, stream: Stream) -> dict[str, Tensor]:

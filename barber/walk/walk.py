@@ -8,7 +8,7 @@ So the dense weights of one layer at a time are held beside the model, and a fin
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from barber.errors import NumericsError
 from barber.methods.block import Pruned
-from barber.methods.patterns import Pattern, by_linear
+from barber.methods.patterns import Pattern, for_each
 from barber.methods.pruners import Pruner
 from barber.methods.rebuild import Rebuild
 from barber.model.blocks import Block
@@ -48,6 +48,7 @@ class LinearResult:
     Args:
         dense_zeros, pruned_zeros, zeros: exact zeros of the weight as it is stored: when it came, as the pruner left
             it, and now.
+        is_pruned: False: it was left out and is dense.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LinearResult:
     pruned_zeros: int
     zeros: int
     num_exchanged: int = 0
+    is_pruned: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Walk:
     Args:
         model: a causal language model of a supported family, in evaluation mode.
         tokens_NL: calibration token ids, int64, of all processes.
-        pattern: what the masks look like, of all linears or of each by name.
+        pattern: what the masks look like, of all linears or of each by name; a linear without one stays dense.
         pruner: the method of the initial masks.
         steps: of the rebuilding, in order; none leave the initial masks.
         device: where the layers are computed, one at a time.
@@ -139,7 +141,7 @@ class Walk:
         knows_initial = self.initial is not None and self.initial.complete
         linears = Decoder(self.model).linears
         self._stored = {linear.name: linear.module.weight.dtype for linear in linears}
-        self._patterns = by_linear(self.pattern, list(self._stored))
+        self._patterns = for_each(self.pattern, self._stored)
         self._passes = Passes(
             self.device,
             forward,
@@ -176,7 +178,7 @@ class Walk:
 
         def look(turn: Turn) -> deque[BlockResult]:
             # Nothing holds on to the layer before: in float32, with both masks' weights, it is three layers more.
-            work = LayerWork(turn.index, turn.layer, targets, turn.dense_OI)
+            work = LayerWork.begun(turn, targets, self._patterns)
             return deque(self._layer(work, pruned, rebuilt, rebuilding))
 
         try:
@@ -266,8 +268,7 @@ class Walk:
         """Wait for the device: the one time in a block that its figures and checks are looked at."""
         names = [linear.name for linear in block.linears]
         zeros = _zeros(work, exchanged.final, {name: self._stored[name] for name in names})
-        counts = [exchanged.num_exchanged[name] for name in names] if exchanged.num_exchanged else []
-        ordered = [*losses, *zeros, *exchanged.by_step, *counts]
+        ordered = [*losses, *zeros, *exchanged.by_step, *exchanged.counts(names)]
         found = iter(torch.stack([figure.double() for figure in ordered]).tolist())
         if (failed := self._checks.first_failed()) is not None:
             culprit = None
@@ -279,11 +280,21 @@ class Walk:
         zeros_of = {name: (int(next(found)), int(next(found)), int(next(found))) for name in names}
         by_step = [int(next(found)) for _ in exchanged.by_step]
         linears = [
-            LinearResult(name, work.initial[name], exchanged.final[name], *zeros_of[name], int(next(found, 0)))
-            for name in names
+            _linear(work, exchanged, name, zeros_of[name], int(next(found, 0)), self._patterns) for name in names
         ]
         seconds = time.perf_counter() - start
         return BlockResult(work.index, block.name, linears, seconds, loss_before, loss_after, by_step)
+
+
+def _linear(
+    work: LayerWork,
+    exchanged: Exchanged,
+    name: str,
+    zeros: tuple[int, int, int],
+    num_exchanged: int,
+    turns: Container[str],
+) -> LinearResult:
+    return LinearResult(name, work.initial[name], exchanged.final[name], *zeros, num_exchanged, name in turns)
 
 
 def _zeros(work: LayerWork, final: Mapping[str, Pruned], stored: Mapping[str, torch.dtype]) -> list[Tensor]:

@@ -1,11 +1,14 @@
 """A layer in progress: what the parts of the walk hand to each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from barber.errors import BarberError
 from barber.methods.block import Pruned
 from barber.model.blocks import Block, Layer
+from barber.model.driver import Turn
 from barber.runtime.activations import Activations
 from barber.runtime.tensors import Tensor, by_sample
 
@@ -33,6 +36,13 @@ class LayerWork:
     rebuilt: int = 0
     adds_outputs: bool = False
 
+    @classmethod
+    def begun(cls, turn: Turn, targets: Activations | None, wanted: Container[str]) -> "LayerWork":
+        """A layer whose turn it is; linears that are not wanted are left as they are, without a mask."""
+        left = {name: weight_OI for name, weight_OI in turn.dense_OI.items() if name not in wanted}
+        dense = {name: Pruned(torch.zeros_like(one_OI, dtype=torch.bool), one_OI) for name, one_OI in left.items()}
+        return cls(turn.index, turn.layer, targets, turn.dense_OI, dict(dense), dict(dense))
+
     def weights(self, block: Block | Layer) -> dict[str, Tensor]:
         """What the linears of a block have now."""
         return {linear.name: self.current[linear.name].weight_OI for linear in block.linears}
@@ -48,21 +58,29 @@ class Stage:
 
     inputs: list[list[str]]
 
+    def __bool__(self) -> bool:
+        return bool(self.inputs)
+
     @property
     def names(self) -> list[str]:
         """The linears."""
         return [name for names in self.inputs for name in names]
 
+    def among(self, wanted: Container[str]) -> "Stage":
+        """The stage with some of its linears only."""
+        inputs = ([name for name in names if name in wanted] for names in self.inputs)
+        return Stage([names for names in inputs if names])
 
-def require_all_fed(block: Block, fed: Sequence[str]) -> None:
+
+def require_all_fed(names: Sequence[str], fed: Sequence[str]) -> None:
     """Stop where nothing is known of a linear: another one's statistic would be no better than a guess.
 
     Raises:
         BarberError: naming the first linear that no sample has reached.
     """
-    for linear in block.linears:
-        if linear.name not in fed:
-            raise BarberError(f"{linear.name} is fed nothing by the calibration samples, so nothing says what to prune")
+    for name in names:
+        if name not in fed:
+            raise BarberError(f"{name} is fed nothing by the calibration samples, so nothing says what to prune")
 
 
 def sample_losses(y: Tensor, target: Tensor, num_samples: int) -> Tensor:

@@ -160,6 +160,11 @@ VALUES = {
     "rebuild.barber.alpha=true": "{} must be a number or auto, not True",
     "calibration.nsamples=1.5": "{} must be a whole number, not 1.5",
     "seed=abc": "{} must be a whole number, not 'abc'",
+    "skip=3": "{} must be a list, not 3",
+    "skip=[0-31]": "{} has 0-31, but the model has the layers 0 to 1",
+    "skip=[*.down_porj]": (
+        "{} has '*.down_porj', which matches no linear of the model's layers, did you mean *.down_proj?"
+    ),
     "calibration.path=[a,b]": "{} must be a text, not ['a', 'b']",
     "rebuild.barber.retain_reconstruction=maybe": "{} must be true or false, not 'maybe'",
     "rebuild.barber.granularity=rows": "{} must be one of output, input, layer, block, not 'rows'",

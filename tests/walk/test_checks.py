@@ -23,6 +23,20 @@ def adapted(model: PreTrainedModel, inside: bool = False) -> Any:
     return model.add_adapter(adapter) if inside else get_peft_model(model, adapter)
 
 
+def prompted(model: PreTrainedModel) -> Any:
+    from peft import PromptTuningConfig, get_peft_model
+
+    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+def of_a_class_of_ones_own(model: PreTrainedModel) -> PreTrainedModel:
+    adapted(model, inside=True)
+    for layer in model.model.layers:
+        kind = type(layer.self_attn.q_proj)
+        layer.self_attn.q_proj.__class__ = type("MyLinear", (kind,), {"__module__": "mine"})
+    return model
+
+
 def query(model: PreTrainedModel) -> nn.Linear:
     return model.model.layers[1].self_attn.q_proj
 
@@ -53,6 +67,8 @@ def kept(change: Callable[[PreTrainedModel], object]) -> Callable[[PreTrainedMod
 ODD: dict[str, tuple[Callable[[PreTrainedModel], PreTrainedModel], str]] = {
     "wrapped by peft": (adapted, "it is PeftModel of peft; merge"),
     "an adapter inside": (kept(lambda model: adapted(model, inside=True)), "q_proj is Linear of peft; merge"),
+    "a learnt prompt": (prompted, "it is PeftModelForCausalLM of peft; merge"),
+    "an adapter of a class of one's own": (of_a_class_of_ones_own, "q_proj is MyLinear of peft; merge"),
     "torch's pruning": (
         kept(lambda model: prune.l1_unstructured(query(model), "weight", amount=0.3)),
         "layers.1.self_attn.q_proj makes one .*torch.nn.utils.prune.remove",

@@ -23,6 +23,7 @@ class Allocating:
     Args:
         pattern: the sparsity of all of them together.
         device, batch_size, precision, activations, scratch: as in `Pruning`.
+        left_out: linears that stay dense, by name.
     """
 
     allocation: Allocation
@@ -32,11 +33,12 @@ class Allocating:
     precision: Precision = field(default_factory=Precision)
     activations: Place = "auto"
     scratch: Path | None = None
+    left_out: frozenset[str] = frozenset()
 
     def carry_out(
         self, model: PreTrainedModel, tokens_NL: Tensor, weights: Weights | None = None, watch: Watch | None = None
     ) -> dict[str, Exactly]:
-        """The pattern of every linear; together they are exact to one weight.
+        """The pattern of every linear that is not left out; together they are exact to one weight.
 
         Args:
             tokens_NL: calibration samples, integer token ids, of all processes.
@@ -57,5 +59,6 @@ class Allocating:
             forward,
             self.pattern.sparsity,
             Ranks.present(),
+            self.left_out,
         )
         return {name: Exactly(count) for name, count in self.allocation.allocate(setting, watch).items()}

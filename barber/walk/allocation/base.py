@@ -32,8 +32,9 @@ class Setting:
         batch_size: samples that go through a layer together.
         store: where activations wait, in the dtype of the arithmetic.
         arithmetic: of the matrix products.
-        sparsity: the share of all prunable weights together that goes.
+        sparsity: the share of all weights together that goes, those of linears that are left out aside.
         ranks: the processes.
+        left_out: linears that stay dense, by name.
     """
 
     model: PreTrainedModel
@@ -45,11 +46,13 @@ class Setting:
     arithmetic: Arithmetic
     sparsity: float
     ranks: Ranks = ALONE
+    left_out: frozenset[str] = frozenset()
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of every prunable linear, by name and in the order of the walk, how many weights it has."""
-        return {linear.name: linear.weight_OI.numel() for linear in Decoder(self.model).linears}
+        """Of every linear that is to be pruned, by name and in the order of the walk, how many weights it has."""
+        linears = Decoder(self.model).linears
+        return {one.name: one.weight_OI.numel() for one in linears if one.name not in self.left_out}
 
     @property
     def total(self) -> int:

@@ -64,8 +64,9 @@ class ErrorCurves(Allocation):
         curves = self.measure(setting, watch)
         ideal: dict[str, float] = {}
         for block, count in zip(blocks, cheapest(curves, setting.total), strict=True):
-            share = count / sum(sizes[linear.name] for linear in block.linears)
-            ideal |= {linear.name: sizes[linear.name] * share for linear in block.linears}
+            names = [linear.name for linear in block.linears if linear.name in sizes]
+            share = count / max(1, sum(sizes[name] for name in names))
+            ideal |= {name: sizes[name] * share for name in names}
         return rounded(ideal, sizes, setting.total)
 
     def sparsities(self, sparsity: float) -> list[float]:
@@ -108,11 +109,12 @@ def _measure_layer(
     counts: list[list[int]] = []
     errors: list[Tensor] = []
     for number, block in enumerate(layer.blocks):
-        for sparsity in sparsities:
-            pruned = {linear.name: int(linear.weight_OI.numel() * sparsity) for linear in block.linears}
+        sizes = {one.name: one.weight_OI.numel() for one in block.linears if one.name not in setting.left_out}
+        for sparsity in sparsities if sizes else (0.0,):
+            pruned = {name: int(size * sparsity) for name, size in sizes.items()}
             counts.append([number, sum(pruned.values())])
             pruned_OI = {name: _pruned(surveyed, name, size) for name, size in pruned.items()}
-            with block.using(pruned_OI, setting.arithmetic):
+            with block.using({**surveyed.dense_OI, **pruned_OI}, setting.arithmetic):
                 errors.append(_sum_of_errors(setting, surveyed, outputs, number))
             checks.order({f"{layer.name}.{block.name}: the error at sparsity {sparsity:.2f}": errors[-1]})
     total_P = setting.ranks.all_reduce_sum(torch.stack(errors)) / setting.tokens_NL.numel()

@@ -75,8 +75,8 @@ class EvoPress(Allocation):
         to_do = len(Decoder(setting.model).layers) + self.generations
 
         def look(surveyed: Surveyed) -> None:
-            for linear in surveyed.layer.linears:
-                index_OI[linear.name] = ladder.index(linear.name, surveyed.score_OI(linear.name))
+            for name in surveyed.dense_OI.keys() & ladder.start.keys():
+                index_OI[name] = ladder.index(name, surveyed.score_OI(name))
             if watch is not None:
                 watch(surveyed.index + 1, to_do)
 
@@ -195,7 +195,8 @@ class Round:
         hidden = setting.store.empty(len(candidates) * num_samples, *inputs.hidden.shape[1:])
 
         def run(turn: Turn) -> None:
-            index_OI = {name: self._index_OI[name].to(setting.device) for name in turn.dense_OI}
+            names = turn.dense_OI.keys() & self._index_OI.keys()
+            index_OI = {name: self._index_OI[name].to(setting.device) for name in names}
             for k, levels in enumerate(candidates):
                 with turn.layer.using(self._masked(turn.dense_OI, levels, index_OI), setting.arithmetic):
                     for batch in batches(num_samples, setting.batch_size):
@@ -213,7 +214,8 @@ class Round:
         if levels is None:
             return dense_OI
         level = dict(zip(self._names, levels, strict=True))
-        return {name: weight_OI.masked_fill(index_OI[name] <= level[name], 0) for name, weight_OI in dense_OI.items()}
+        masked_OI = {name: dense_OI[name].masked_fill(one_OI <= level[name], 0) for name, one_OI in index_OI.items()}
+        return {**dense_OI, **masked_OI}
 
     @contextmanager
     def _head_onloaded(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """OWL: layers with more outliers among their scores keep more weights (Yin et al., arXiv 2310.05175)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,27 +34,24 @@ class OWL(Allocation):
     def allocate(self, setting: Setting, watch: Watch | None = None) -> dict[str, int]:
         """The number of weights that each linear loses; where layers differ in size, the mean is that over weights."""
         layers, sizes = Decoder(setting.model).layers, setting.sizes
-        outliers: list[float] = []
+        names = [[linear.name for linear in layer.linears if linear.name in sizes] for layer in layers]
+        outliers: dict[int, float] = {}
 
         def look(surveyed: Surveyed) -> None:
-            outliers.append(self._share_of_outliers(surveyed))
+            if names[surveyed.index]:  # a layer that is left out takes no part
+                outliers[surveyed.index] = self._share_of_outliers(surveyed, names[surveyed.index])
             if watch is not None:
-                watch(len(outliers), len(layers))
+                watch(surveyed.index + 1, len(layers))
 
         survey(setting, look)
-        lowest, highest = min(outliers), max(outliers)
+        lowest, highest = min(outliers.values()), max(outliers.values())
         scale = 2 * self.spread / (highest - lowest) if highest > lowest else 0.0
-        kept_more = {
-            linear.name: (share - lowest) * scale
-            for layer, share in zip(layers, outliers, strict=True)
-            for linear in layer.linears
-        }
+        kept_more = {name: (share - lowest) * scale for index, share in outliers.items() for name in names[index]}
         mean = sum(kept_more[name] * size for name, size in sizes.items()) / sum(sizes.values())
         ideal = {name: size * (setting.sparsity - kept_more[name] + mean) for name, size in sizes.items()}
         return rounded(ideal, sizes, setting.total)
 
-    def _share_of_outliers(self, surveyed: Surveyed) -> float:
-        names = [linear.name for linear in surveyed.layer.linears]
+    def _share_of_outliers(self, surveyed: Surveyed, names: Sequence[str]) -> float:
         count = sum(surveyed.dense_OI[name].numel() for name in names)
         # One linear's scores at a time: twice computed they cost less than kept.
         total = torch.stack([surveyed.score_OI(name).sum(dtype=torch.float64) for name in names]).sum()
