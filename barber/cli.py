@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from barber.commands import run_of
+from barber.complaints import about, interrupted, sentence
 from barber.errors import BarberError, UserError, in_one_line
 from barber.naming import choices_of, digest, plan, quoted, register
 from barber.targets import hold_hydra
@@ -88,10 +89,11 @@ def _main() -> None:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # Hydra's, of its own files in the run folder
         _summarise()
-        sys.exit(_say(_about(error), 1))
+        sys.exit(_say(about(error), 1))
     except KeyboardInterrupt:
+        said = interrupted(is_sweep=bool(_sweeps))
         _summarise()
-        sys.exit(_say("interrupted", 130))
+        sys.exit(_say(said, 130))
     except Exception as error:
         if not _sweeps:
             sys.exit(_complain(error))
@@ -131,7 +133,7 @@ def _job(config: DictConfig) -> float | None:
         raise
     except (BarberError, OSError) as error:
         _keep_the_traceback(error)
-        exit_code = _say(*((str(error), error.exit_code) if isinstance(error, BarberError) else (_about(error), 1)))
+        exit_code = _say(*((str(error), error.exit_code) if isinstance(error, BarberError) else (about(error), 1)))
         traceback.clear_frames(error.__traceback__)  # with the frames of a failed job its model would stay
         if not is_one_of_many:  # here Hydra would add a line of its own to an exception
             raise SystemExit(exit_code) from error
@@ -311,19 +313,8 @@ def _keep_the_traceback(error: Exception) -> None:
             log.debug("The run failed.", exc_info=error)
 
 
-def _about(error: OSError) -> str:
-    """An error of the system's, with the file that it is about, or else the folder."""
-    where = error.filename
-    with suppress(Exception):  # there may be no folder yet
-        where = where or HydraConfig.get().run.dir
-    reason = error.strerror or str(error).partition("\n")[0]
-    return f"{where}: {reason}" if where else reason
-
-
 def _complain(error: Exception) -> int:
     """Say what is wrong with the command line; returns the exit code."""
-    from barber.complaints import sentence
-
     return _say(sentence(error, sys.argv[1:]), UserError.exit_code)
 
 

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
+from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -108,3 +111,25 @@ def _key_sentence(error: OmegaConfBaseException) -> str:
         }
         return f"{key}: no such key{did_you_mean(str(error.key), known, prefix, below)}"
     return f"{key}: {str(error).splitlines()[0]}"
+
+
+def about(error: OSError) -> str:
+    """An error of the system's, with the file that it is about, or else the folder."""
+    where = error.filename
+    with suppress(Exception):  # there may be no folder yet
+        where = where or HydraConfig.get().run.dir
+    reason = error.strerror or str(error).partition("\n")[0]
+    return f"{where}: {reason}" if where else reason
+
+
+def interrupted(is_sweep: bool) -> str:
+    """What an interruption leaves to the same command."""
+    from barber.run.claim import holds_layers
+
+    goes_on = "begins anew"
+    with suppress(Exception):  # there may be no folder yet
+        if is_sweep:
+            goes_on = "goes on with the jobs that are left"
+        elif holds_layers(Path(HydraConfig.get().run.dir)):
+            goes_on = "goes on after the layers that are done"
+    return f"interrupted; the same command {goes_on}"

@@ -158,11 +158,19 @@ def _notes(record: RunRecord) -> Iterator[str]:
 
 
 def _perplexity(result: PerplexityResult) -> str:
-    return "beyond 1e304" if result.perplexity is None else f"{result.perplexity:,.2f}"
+    """With its standard error over windows."""
+    if result.perplexity is None:
+        return "beyond 1e304"
+    error = result.perplexity_standard_error
+    return f"{result.perplexity:,.2f}" + (f" ± {error:,.2f}" if error is not None else "")
 
 
 def _accuracy(task: TaskResult) -> str:
-    return "-" if task.acc is None else f"{task.acc:.2%}"
+    """With its standard error over documents."""
+    if task.acc is None:
+        return "-"
+    error = task.metrics.get("acc_stderr")
+    return f"{task.acc:.2%}" + (f" ± {error:.2%}" if error is not None else "")
 
 
 def _limited(found: ZeroShotResult) -> str:

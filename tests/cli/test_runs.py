@@ -268,7 +268,10 @@ def test_without_a_pruner_the_dense_model_is_measured_and_nothing_else_happens(i
 
 def test_the_end_of_a_run_shows_the_stages_and_where_everything_is(inputs: Path, tmp_path: Path) -> None:
     out = done(*command(inputs, tmp_path), *perplexity(inputs))
-    values = [f"{measured['perplexity']:,.2f}" for measured in perplexities(tmp_path).values()]
+    values = [
+        f"{found['perplexity']:,.2f} ± {found['perplexity_standard_error']:,.2f}"
+        for found in perplexities(tmp_path).values()
+    ]
     for row in (
         ["dense", "pruned", "rebuilt"],
         ["zeros", "0.00%", "50.00%", "50.00%"],
@@ -473,7 +476,7 @@ def test_an_interrupted_run_ends_with_a_word_and_a_record(
 
     monkeypatch.setattr("barber.walk.pruning.Pruning.carry_out", interrupt)
     result = barber(*command(inputs, tmp_path))
-    assert (result.code, result.err) == (130, "barber: interrupted\n")
+    assert (result.code, result.err) == (130, "barber: interrupted; the same command begins anew\n")
     assert record_of(tmp_path)["status"] == "failed"
     assert "KeyboardInterrupt" in record_of(tmp_path)["traceback"]
 
