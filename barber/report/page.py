@@ -29,7 +29,7 @@ def html_page(table: Table, pictures: Sequence[Picture]) -> str:
         notes="".join(
             f'<li id="note-{letter(i)}"><b>{letter(i)}</b> {escape(note)}</li>' for i, note in enumerate(table.notes)
         ),
-        legend=" ".join(_legend(table)),
+        legend=" ".join(map(escape, table.legend)),
         broken=_broken(table.broken),
         figures="\n".join(map(_figure, pictures)),
         panels="\n".join(_panel(row, i) for i, row in enumerate(table.rows)),
@@ -70,14 +70,6 @@ def _marks(table: Table, cell: Cell) -> str:
         return ""
     links = (f'<a href="#note-{mark}" title="{escape(note)}">{mark}</a>' for mark, note in table.notes_of(cell))
     return f"<sup>{', '.join(links)}</sup>"
-
-
-def _legend(table: Table) -> Iterator[str]:
-    cells = [row.cells[column.title] for row in table.rows for column in table.columns]
-    if any(cell.mean and cell.mean.n > 1 for cell in cells):
-        yield "± is one sample standard deviation over n seeds."
-    if any(cell.best for cell in cells):
-        yield "Bold: the best of a model, pattern and protocol; the dense model does not take part."
 
 
 def _broken(broken: Iterable[Broken]) -> str:

@@ -1,6 +1,7 @@
 """The records of runs, and what a table needs to know of each."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +17,27 @@ _CALIBRATION_SOURCE = frozenset(["dataset", "config", "split", "revision", "wind
 
 @dataclass(frozen=True)
 class Broken:
-    """A run without figures: it failed, was interrupted, is under way, or its record cannot be read."""
+    """A run without figures: it failed, was interrupted, is under way, or its record cannot be read.
+
+    Args:
+        experiment: as in `Run.experiment`.
+    """
 
     name: str
     status: str
     error: str
+    experiment: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured, and its standard error where that is known."""
+
+    value: float
+    error: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,11 @@ class Run:
     def results(self) -> dict[str, Any]:
         """What was measured, by stage of the model."""
         return self.record.get("results") or {}
+
+    @property
+    def experiment(self) -> str | None:
+        """The experiment that was chosen, by the name of its config."""
+        return (self.record.get("choices") or {}).get("experiment")
 
     @property
     def stage(self) -> str | None:
@@ -179,10 +201,20 @@ class Run:
         """Whether the run went on with layers of an interrupted one; same figures, but fewer seconds."""
         return bool(self.record.get("resumed"))
 
-    def perplexities(self, stage: str | None) -> dict[str, tuple[float, Protocol]]:
-        """Perplexity and protocol of every text at a stage."""
+    def protocols(self, stage: str | None) -> dict[str, Protocol]:
+        """How the perplexity of every text was measured at a stage."""
         found = self.at(stage).get("perplexity") or {}
-        return {text: (one["perplexity"], _protocol(one)) for text, one in found.items() if one.get("perplexity")}
+        return {text: _protocol(one) for text, one in found.items() if one.get("perplexity")}
+
+    def perplexity(self, stage: str | None, text: str) -> Figure:
+        """That of a text among `protocols`."""
+        found = self.at(stage)["perplexity"][text]
+        return Figure(found["perplexity"], found.get("perplexity_standard_error"))
+
+    def accuracy(self, stage: str | None) -> Figure | None:
+        """The mean over zero-shot tasks, where it was measured."""
+        found = self.at(stage).get("zero_shot") or {}
+        return None if found.get("mean_acc") is None else Figure(found["mean_acc"], _error_of_mean(found))
 
     def blocks(self) -> list[dict[str, Any]]:
         """The lines of layers.jsonl; one that a kill cut off does not count."""
@@ -224,7 +256,7 @@ def read(places: Sequence[Path], aliases: Mapping[str, str]) -> tuple[list[Run],
         if run.record["status"] != "success":
             broken.append(_broken(run, run.identity in kept))
         elif kept[run.identity] is not run:
-            broken.append(Broken(run.name, "repeated", f"same settings as {kept[run.identity].name}, which counts"))
+            broken.append(Broken(run.name, "repeated", f"same settings as {kept[run.identity].name}, which counts", run.experiment))
     return list(kept.values()), broken
 
 
@@ -248,7 +280,8 @@ def _broken(run: Run, repeated: bool) -> Broken:
     status = {"started": "unfinished"}.get(run.record["status"], run.record["status"])
     default = "still running, or killed" if status == "unfinished" else "no error on record"
     error = run.record.get("error") or default
-    return Broken(run.name, status, error + (" (a run with the same settings succeeded)" if repeated else ""))
+    error += " (a run with the same settings succeeded)" if repeated else ""
+    return Broken(run.name, status, error, run.experiment)
 
 
 def _model(record: Mapping[str, Any], aliases: Mapping[str, str]) -> str:
@@ -260,6 +293,13 @@ def _model(record: Mapping[str, Any], aliases: Mapping[str, str]) -> str:
     # Of a folder the parent's name as well: many of them are called `model`.
     parts = Path(source).parts[-2 if chosen == "local" else -1 :]
     return aliases.get(source, "/".join(parts))
+
+
+def _error_of_mean(zero_shot: Mapping[str, Any]) -> float | None:
+    """Of accuracies whose documents are independent of each other."""
+    errors = [zero_shot["tasks"].get(task, {}).get("acc_stderr") for task in zero_shot.get("mean_of") or []]
+    known = [error for error in errors if isinstance(error, int | float)]
+    return math.hypot(*known) / len(known) if known and len(known) == len(errors) else None
 
 
 def _protocol(found: Mapping[str, Any]) -> Protocol:
