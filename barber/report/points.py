@@ -70,6 +70,11 @@ class Point:
         return self.runs[0].at(self.stage).get("zero_shot") or {}
 
     @property
+    def machine(self) -> str:
+        """What the seconds were taken on."""
+        return "; ".join(dict.fromkeys(run.machine for run in self.runs))
+
+    @property
     def walk(self) -> Mean | None:
         """Seconds of the walk, over the runs that walked through all layers in one go."""
         runs = [run for run in self.runs if not run.resumed] or self.runs

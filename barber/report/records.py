@@ -192,6 +192,14 @@ class Run:
         return {name: seconds for name, seconds in found.items() if seconds}
 
     @property
+    def machine(self) -> str:
+        """What the run ran on, in words: seconds on one machine are not those on another."""
+        machine = self.record.get("machine") or {}
+        threads = f"{machine['threads']} threads" if machine.get("threads") else None
+        known = (machine.get("gpu") or machine.get("device"), threads)
+        return ", ".join(str(part) for part in known if part) or "unknown machine"
+
+    @property
     def peak_memory(self) -> int | None:
         """The most bytes that the run held, where they were recorded."""
         return (self.record.get("machine") or {}).get("peak_memory_bytes")
