@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from barber.report.records import Figure, Protocol, Run, last_part
+from barber.report.measures import Figure
+from barber.report.records import Protocol, Run, last_part
 
 DENSE = "Dense"
 
@@ -160,6 +161,12 @@ def majority(found: Sequence[Point]) -> dict[tuple[str, str], Protocol]:
         for text, protocol in point.protocols.items():
             counts.setdefault((point.model, text), Counter())[protocol] += 1
     return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+
+
+def comparable(found: Sequence[Point], text: str) -> list[Point]:
+    """Those whose perplexity of a text was measured by the protocol of most."""
+    usual = majority(found)
+    return [p for p in found if text in p.perplexity and p.protocols[text] == usual[p.model, text]]
 
 
 def _point(group: tuple[Any, ...], runs: list[Run]) -> Point:

@@ -1,7 +1,6 @@
 """The records of runs, and what a table needs to know of each."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from barber.report import sources
+from barber.report.measures import Figure, mean_accuracy
 from barber.run.identity import counts
 
 STAGES = ("rebuilt", "pruned", "dense")
@@ -27,17 +27,6 @@ class Broken:
     status: str
     error: str
     experiment: str | None = None
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What was measured, and its standard error where that is known."""
-
-    value: float
-    error: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
 
 
 @dataclass(frozen=True)
@@ -192,6 +181,12 @@ class Run:
         return {name: seconds for name, seconds in found.items() if seconds}
 
     @property
+    def commit(self) -> str:
+        """Of the code that ran."""
+        git = self.record.get("git") or {}
+        return f"{git.get('commit', 'unknown')}{' with changes' if git.get('dirty') else ''}"
+
+    @property
     def machine(self) -> str:
         """What the run ran on, in words: seconds on one machine are not those on another."""
         machine = self.record.get("machine") or {}
@@ -221,8 +216,7 @@ class Run:
 
     def accuracy(self, stage: str | None) -> Figure | None:
         """The mean over zero-shot tasks, where it was measured."""
-        found = self.at(stage).get("zero_shot") or {}
-        return None if found.get("mean_acc") is None else Figure(found["mean_acc"], _error_of_mean(found))
+        return mean_accuracy(self.at(stage).get("zero_shot") or {})
 
     def blocks(self) -> list[dict[str, Any]]:
         """The lines of layers.jsonl; one that a kill cut off does not count."""
@@ -264,7 +258,8 @@ def read(places: Sequence[Path], aliases: Mapping[str, str]) -> tuple[list[Run],
         if run.record["status"] != "success":
             broken.append(_broken(run, run.identity in kept))
         elif kept[run.identity] is not run:
-            broken.append(Broken(run.name, "repeated", f"same settings as {kept[run.identity].name}, which counts", run.experiment))
+            reason = f"same settings as {kept[run.identity].name}, which counts"
+            broken.append(Broken(run.name, "repeated", reason, run.experiment))
     return list(kept.values()), broken
 
 
@@ -301,13 +296,6 @@ def _model(record: Mapping[str, Any], aliases: Mapping[str, str]) -> str:
     # Of a folder the parent's name as well: many of them are called `model`.
     parts = Path(source).parts[-2 if chosen == "local" else -1 :]
     return aliases.get(source, "/".join(parts))
-
-
-def _error_of_mean(zero_shot: Mapping[str, Any]) -> float | None:
-    """Of accuracies whose documents are independent of each other."""
-    errors = [zero_shot["tasks"].get(task, {}).get("acc_stderr") for task in zero_shot.get("mean_of") or []]
-    known = [error for error in errors if isinstance(error, int | float)]
-    return math.hypot(*known) / len(known) if known and len(known) == len(errors) else None
 
 
 def _protocol(found: Mapping[str, Any]) -> Protocol:
