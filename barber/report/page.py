@@ -44,7 +44,7 @@ def html_page(table: Table, pictures: Sequence[Picture], front: Front) -> str:
         links=_links(front.links),
         protocol=protocol,
         warnings="".join(f'<p class="warning" role="alert">{escape(warning)}</p>' for warning in table.warnings),
-        head="".join(_head(table, column) for column in table.columns),
+        head="".join(_head(table, column) for column in _in_order(table)),
         width=len(table.columns),
         body="\n".join(_row(table, row, i) for i, row in enumerate(table.rows)),
         notes="".join(
@@ -60,15 +60,17 @@ def html_page(table: Table, pictures: Sequence[Picture], front: Front) -> str:
 def front(table: Table, places: Sequence[Path], links: Mapping[str, tuple[str, str]]) -> Front:
     """Of the page of all runs."""
     models = list(dict.fromkeys(row.point.model for row in table.rows))
-    title = f"Pruned: {', '.join(models) if len(models) <= 3 else f'{len(models)} models'}"
-    return Front(title if models else "Pruned: no figures yet", {"from": ", ".join(map(str, places))}, links)
+    title = f"Pruned language models compared: {', '.join(models) if len(models) <= 3 else len(models)}"
+    return Front(
+        title if models else "Pruned language models: no figures yet", {"from": ", ".join(map(str, places))}, links
+    )
 
 
 def summary(table: Table) -> str:
     """How much there is, and which way is up."""
     runs = len({run.name for row in table.rows for run in row.point.runs})
     lower = " The lower a perplexity, the better." if any(row.point.perplexity for row in table.rows) else ""
-    return f"What language models do once pruned: {runs} runs of barber in {len(table.rows)} rows.{lower}"
+    return f"How well language models do once they are pruned: {runs} runs of barber, in {len(table.rows)} rows.{lower}"
 
 
 def _links(links: Mapping[str, tuple[str, str]]) -> str:
@@ -77,6 +79,11 @@ def _links(links: Mapping[str, tuple[str, str]]) -> str:
         for name, (file, sentence) in links.items()
     )
     return f'<nav aria-label="Pages"><ul>{"".join(items)}</ul></nav>' if links else ""
+
+
+def _in_order(table: Table) -> list[Column]:
+    """What was measured stands before the settings, of which there may be more than fit on a screen."""
+    return sorted(table.columns, key=lambda one: (one.title not in ("model", "method", "pattern"), not one.measured))
 
 
 def _kind(table: Table, column: Column) -> str:
@@ -89,7 +96,7 @@ def _head(table: Table, column: Column) -> str:
 
 
 def _row(table: Table, row: Row, index: int) -> str:
-    cells = "".join(_cell(table, row, column, index) for column in table.columns)
+    cells = "".join(_cell(table, row, column, index) for column in _in_order(table))
     kind = ' class="dense"' if row.point.dense else ""
     return f'<tr data-panel="panel-{index}"{kind}>{cells}</tr>'
 

@@ -23,10 +23,11 @@ _SHORT = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, and whether figures stand in it."""
+    """A column: its title, whether figures stand in it, and whether they are what was measured of the model."""
 
     title: str
     numeric: bool = True
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,11 @@ def _figures(points: Sequence[Point], usual: Mapping[tuple[str, str], Protocol],
     """The columns of what was measured and published, as far as there is something."""
     texts = _texts(points)
     best = _best(points, texts)
-    writers: Writers = {Column(f"perplexity, {text}"): partial(_perplexity, text, best, usual) for text in texts}
+    writers: Writers = {
+        Column(f"perplexity, {text}", measured=True): partial(_perplexity, text, best, usual) for text in texts
+    }
     if any(point.accuracy for point in points):
-        writers[Column("zero-shot acc (%)")] = partial(_accuracy, best, points)
+        writers[Column("zero-shot acc (%)", measured=True)] = partial(_accuracy, best, points)
     if any(paper.beside(point) for point in points):
         writers[Column("published")] = partial(_published, paper)
         writers[Column("difference (%)")] = partial(_difference, paper)

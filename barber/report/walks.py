@@ -18,6 +18,7 @@ from barber.report.points import Point
 from barber.report.records import Run
 
 _BARS = 24  # at most in a figure
+_PHASES = (*COLORS[:6], "#999999", "#333333", "#882255", "#DDCC77", "#44AA99", "#332288")
 
 
 def time_and_memory(points: Sequence[Point]) -> tuple[str, Figure | None]:
@@ -31,7 +32,7 @@ def time_and_memory(points: Sequence[Point]) -> tuple[str, Figure | None]:
     )
     if not timed:
         return caption, None
-    names = [textwrap.fill(label, 60) for label in labels(timed)]
+    names = [textwrap.fill(label, 60) for label in labels(found)[:_BARS]]
     most_lines = max(name.count("\n") + 1 for name in names)
     figure = empty(11.0 if any(memory) else 8.0, 1.4 + (0.08 + 0.14 * most_lines) * len(timed))
     ratios = [2.2, 1] if any(memory) else [1]
@@ -133,7 +134,7 @@ def _with_a_rival(points: Sequence[Point]) -> list[Point]:
 def _stack(axes: Axes, seconds: Sequence[dict[str, float]]) -> None:
     left = np.zeros(len(seconds))
     phases = dict.fromkeys(phase for one in seconds for phase in one)
-    for phase, color in zip(phases, itertools.cycle((*COLORS[:6], "#999999", "#333333")), strict=False):
+    for phase, color in zip(phases, itertools.cycle(_PHASES), strict=False):
         lengths = np.array([one.get(phase, 0.0) for one in seconds])
         axes.barh(range(len(seconds)), lengths, left=left, color=color, label=phase, height=0.75)
         left += lengths
