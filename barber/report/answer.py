@@ -40,7 +40,8 @@ def _best(group: Sequence[Point], text: str) -> str:
 
 
 def _below(low: Mean, high: Mean) -> str:
-    return f"{100 * (1 - low.mean / high.mean):.1f}%"
+    percent = 100 * (1 - low.mean / high.mean)
+    return f"{percent:.1f}%" if percent >= 0.05 or not percent else "less than 0.1%"
 
 
 def _caution(best: Mean, other: Mean) -> str:

@@ -32,7 +32,7 @@ function showMatching() {
   document.getElementById("shown").textContent = filter.value ? `${shown} of ${rows.length} rows` : "";
   const nothing = document.getElementById("nothing");
   nothing.hidden = shown > 0;
-  nothing.rows[0].cells[0].textContent = rows.length ? `No row has all of these words: ${filter.value}. Clear the filter to see all.` : "No run has figures yet.";
+  nothing.querySelector("span").textContent = rows.length ? `No row has all of these words: ${filter.value}. Clear the filter to see all.` : "No run has figures yet.";
 }
 
 function open(row) {

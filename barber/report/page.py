@@ -45,6 +45,7 @@ def html_page(table: Table, pictures: Sequence[Picture], front: Front) -> str:
         protocol=protocol,
         warnings="".join(f'<p class="warning" role="alert">{escape(warning)}</p>' for warning in table.warnings),
         head="".join(_head(table, column) for column in _in_order(table)),
+        models=' class="one-model"' if len({row.point.model for row in table.rows}) == 1 else "",
         width=len(table.columns),
         body="\n".join(_row(table, row, i) for i, row in enumerate(table.rows)),
         notes="".join(
