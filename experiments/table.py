@@ -7,6 +7,7 @@ from typing import Any
 
 from barber.report import sources
 from barber.report.errors import ReportError
+from barber.report.measures import measures, zeros
 
 Record = dict[str, Any]
 
@@ -14,7 +15,7 @@ Record = dict[str, Any]
 def table(record: Record) -> Iterator[str]:
     """The measures as rows, the stages of the model as columns."""
     stages = record["results"]
-    cells = {stage: dict(measures(results)) for stage, results in stages.items()}
+    cells = {stage: dict(emphasized(*one) for one in measures(results)) for stage, results in stages.items()}
     yield "| | " + " | ".join(stages) + " |"
     yield "|---|" + "---:|" * len(stages)
     yield "| zeros in the decoder's linears | " + " | ".join(zeros(record, stage) for stage in stages) + " |"
@@ -22,35 +23,9 @@ def table(record: Record) -> Iterator[str]:
         yield f"| {row} | " + " | ".join(cells[stage].get(row, "") for stage in stages) + " |"
 
 
-def zeros(record: Record, stage: str) -> str:
-    """The share of zeros that was counted; older records know that of the last stage alone."""
-    if counted := record["zeros"].get(stage):
-        return f"{counted['zeros'] / counted['weights']:.2%}"
-    return f"{record['sparsity']['sparsity']:.2%}" if record["sparsity"] and stage == [*record["results"]][-1] else "–"
-
-
-def measures(results: Record) -> Iterator[tuple[str, str]]:
-    """Every figure of a stage with its standard error, by the name of its row."""
-    for text, found in results.get("perplexity", {}).items():
-        yield f"perplexity, {text}", with_error(found["perplexity"], found["perplexity_standard_error"], ".2f")
-    for text, found in results.get("agreement", {}).items():
-        yield f"KL divergence from dense, {text}", with_error(found["kl_divergence"], found["kl_standard_error"], ".3f")
-        agreement = [100 * value for value in (found["top1_agreement"], found["top1_standard_error"])]
-        yield f"same likeliest token as dense, {text} (%)", with_error(*agreement, ".1f")
-    zero_shot = results.get("zero_shot", {"tasks": {}})
-    star = r"\*" if zero_shot.get("limit") else ""
-    for task, found in zero_shot["tasks"].items():
-        for metric in ("acc", "acc_norm"):
-            if metric in found:
-                accuracy = [100 * value for value in (found[metric], found[f"{metric}_stderr"])]
-                yield f"{metric}{star}, {task} (%)", with_error(*accuracy, ".1f")
-    if zero_shot.get("mean_acc") is not None:
-        yield f"acc{star}, mean of the {len(zero_shot['mean_of'])} (%)", f"**{100 * zero_shot['mean_acc']:.2f}**"
-
-
-def with_error(value: float, error: float | None, form: str) -> str:
-    """A figure and its standard error."""
-    return f"{value:{form}}" + ("" if error is None else f" ± {error:{form}}")
+def emphasized(name: str, text: str) -> tuple[str, str]:
+    """For Markdown: a star is a star, and the mean stands out."""
+    return name.replace("*", r"\*"), f"**{text}**" if "mean of the" in name else text
 
 
 def protocol(record: Record) -> Iterator[str]:

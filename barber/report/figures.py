@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from barber.report.perplexities import by_granularity, over_alpha, over_sparsity, pareto
-from barber.report.points import Point, majority
+from barber.report.points import Point, comparable
 from barber.report.table import primary_text
 from barber.report.walks import block_losses, exchanges, time_and_memory
 
@@ -30,12 +30,7 @@ class Picture:
 def draw(points: Sequence[Point], folder: Path) -> list[Picture]:
     """Every figure for which there are data."""
     text = primary_text(points)
-    usual = majority(points)
-    of_one_protocol = [
-        point
-        for point in points
-        if text and text in point.perplexity and point.protocols[text] == usual[point.model, text]
-    ]
+    of_one_protocol = comparable(points, text) if text else []
     figures: list[tuple[str, str, Figure | None]] = []
     if text:
         figures = [
@@ -54,6 +49,7 @@ def draw(points: Sequence[Point], folder: Path) -> list[Picture]:
 
 def _write(figure: Figure, name: str, caption: str, folder: Path) -> Picture:
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, dpi=200)
     figure.savefig(svg, metadata={"Date": None})
     return Picture(name, caption, png, svg)

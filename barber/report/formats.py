@@ -19,26 +19,21 @@ def latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Plain figures for other tools: mean, standard deviation and number of seeds in columns of their own."""
+    """Plain figures for other tools: mean, standard error, deviation and number of seeds in columns of their own."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    several = {
-        column.title
-        for column in table.columns
-        if any((mean := row.cells[column.title].mean) and mean.n > 1 for row in table.rows)
-    }
+    beside = {column.title: _beside(table, column.title) for column in table.columns}
     header: list[str] = []
-    for column in table.columns:
-        title = column.title
-        header += [title, f"{title} std", f"{title} n"] if title in several else [title]
+    for title, names in beside.items():
+        header += [title, *(f"{title} {name}" for name in names)]
         header += ["published source"] if title == "published" else []
     writer.writerow([*header, "notes"])
     for row in table.rows:
         fields: list[str] = []
-        for column in table.columns:
-            cell = row.cells[column.title]
-            fields += _fields(cell, column.title in several)
-            fields += [cell.hint] if column.title == "published" else []
+        for title, names in beside.items():
+            cell = row.cells[title]
+            fields += _fields(cell, names)
+            fields += [cell.hint] if title == "published" else []
         notes = dict.fromkeys(note for column in table.columns for note in row.cells[column.title].notes)
         writer.writerow([*fields, "; ".join(notes)])
     return out.getvalue()
@@ -80,21 +75,11 @@ def _markdown(table: Table) -> Iterator[str]:
     if table.notes:
         yield ""
         yield from (f"- <sup>{letter(i)}</sup> {escape_markdown(note)}" for i, note in enumerate(table.notes))
-    if any(row.cells[column.title].mean for row in table.rows for column in table.columns):
-        yield from _legend(table)
+    yield from (f"\n{sentence}" for sentence in table.legend)
     if table.broken:
         yield "\nRuns that are not in the table:\n"
         yield "| run | status | reason |\n|---|---|---|"
         yield from (f"| {' | '.join(map(escape_markdown, _parts(one)))} |" for one in table.broken)
-
-
-def _legend(table: Table) -> Iterator[str]:
-    """What ± and bold mean, where they occur."""
-    cells = [row.cells[column.title] for row in table.rows for column in table.columns]
-    if any(cell.mean and cell.mean.n > 1 for cell in cells):
-        yield "\n± is one sample standard deviation over n seeds."
-    if any(cell.best for cell in cells):
-        yield "\nBold: the best of a model, pattern and protocol; the dense model does not take part."
 
 
 def _markdown_cell(table: Table, cell: Cell) -> str:
@@ -115,6 +100,7 @@ def _latex(table: Table) -> Iterator[str]:
         yield _latex_row([_latex_cell(table, row.cells[column.title]) for column in table.columns])
     yield "\\bottomrule\n\\end{tabular}\n"
     yield from (f"\\par\\textbf{{{escape_latex(warning)}}}" for warning in table.warnings)
+    yield from (f"\\par {escape_latex(sentence)}" for sentence in table.legend if sentence.startswith("±"))
     for index, note in enumerate(table.notes):
         yield f"\\par\\textsuperscript{{{letter(index)}}} {escape_latex(note)}."
     yield from (
@@ -134,13 +120,18 @@ def _latex_cell(table: Table, cell: Cell) -> str:
     return text + (f"\\textsuperscript{{{marks}}}" if (marks := table.marks(cell)) else "")
 
 
-def _fields(cell: Cell, several: bool) -> list[str]:
-    if cell.mean is None:
-        return [cell.text if cell.text != "–" else ""] + (["", ""] if several else [])
-    plain = [f"{cell.mean.mean:.10g}"]
-    if several:
-        plain += ["" if cell.mean.std is None else f"{cell.mean.std:.10g}", str(cell.mean.n)]
-    return plain
+def _beside(table: Table, title: str) -> list[str]:
+    """What stands beside the means of a column, in columns of its own."""
+    means = [mean for row in table.rows if (mean := row.cells[title].mean)]
+    names = ["standard error"] if any(mean.error is not None for mean in means) else []
+    return names + (["std", "n"] if any(mean.n > 1 for mean in means) else [])
+
+
+def _fields(cell: Cell, beside: Sequence[str]) -> list[str]:
+    if (mean := cell.mean) is None:
+        return [cell.text if cell.text != "–" else "", *([""] * len(beside))]
+    known = {"standard error": mean.error, "std": mean.std, "n": mean.n}
+    return [f"{mean.mean:.10g}", *("" if (value := known[name]) is None else f"{value:.10g}" for name in beside)]
 
 
 def _parts(one: Broken) -> tuple[str, str, str]:

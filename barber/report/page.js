@@ -4,6 +4,7 @@ const body = table.tBodies[0];
 const rows = [...body.rows];
 const filter = document.getElementById("filter");
 const panel = document.getElementById("panel");
+const large = document.getElementById("large");
 
 // A figure counts as a number, anything else as text; empty cells stay at the end in both directions.
 function compare(first, second, direction) {
@@ -29,6 +30,9 @@ function showMatching() {
   }
   const shown = rows.filter((row) => !row.hidden).length;
   document.getElementById("shown").textContent = filter.value ? `${shown} of ${rows.length} rows` : "";
+  const nothing = document.getElementById("nothing");
+  nothing.hidden = shown > 0;
+  nothing.querySelector("span").textContent = rows.length ? `No row has all of these words: ${filter.value}. Clear the filter to see all.` : "No run has figures yet.";
 }
 
 function open(row) {
@@ -43,6 +47,12 @@ filter.addEventListener("input", showMatching);
 body.addEventListener("click", (event) => {
   if (!event.target.closest("a") && !getSelection().toString()) open(event.target.closest("tr"));
 });
-panel.addEventListener("click", (event) => {
-  if (event.target === panel) panel.close();
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button.enlarge");
+  if (button) {
+    large.querySelector(".picture").replaceChildren(button.querySelector("img").cloneNode());
+    large.showModal();
+  } else if (event.target.closest("#large .picture")) large.close();
+  for (const dialog of [panel, large]) if (event.target === dialog) dialog.close();
 });
+showMatching();

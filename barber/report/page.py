@@ -1,39 +1,90 @@
 """The table, the figures and every run's settings as one HTML file that needs nothing else."""
 
-import base64
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
 
-import yaml
-
+from barber.report.details import facts, image, panels
 from barber.report.figures import Picture
-from barber.report.records import Broken, Run
+from barber.report.records import Broken
 from barber.report.table import Cell, Column, Row, Table, letter
 
 _HERE = Path(__file__).parent
 
 
-def html_page(table: Table, pictures: Sequence[Picture]) -> str:
+@dataclass(frozen=True)
+class Front:
+    """What a page says beside its table.
+
+    Args:
+        title: what it is about.
+        said: names and what they stand for, at the top.
+        links: other pages, by what they are called: the file and a sentence.
+        protocol: how it was measured, at the end.
+    """
+
+    title: str
+    said: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    protocol: Mapping[str, str] = field(default_factory=dict)
+
+
+def html_page(table: Table, pictures: Sequence[Picture], front: Front) -> str:
     """The page: style, script and pictures are part of it."""
     template = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+    protocol = f"<section><h2>Protocol</h2>{facts(front.protocol)}</section>" if front.protocol else ""
     return template.substitute(
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
-        summary=f"{len({run.name for row in table.rows for run in row.point.runs})} runs in {len(table.rows)} rows",
+        title=escape(front.title),
+        summary=summary(table),
+        said=facts(front.said),
+        links=_links(front.links),
+        protocol=protocol,
         warnings="".join(f'<p class="warning" role="alert">{escape(warning)}</p>' for warning in table.warnings),
-        head="".join(_head(table, column) for column in table.columns),
+        head="".join(_head(table, column) for column in _in_order(table)),
+        models=' class="one-model"' if len({row.point.model for row in table.rows}) == 1 else "",
+        width=len(table.columns),
         body="\n".join(_row(table, row, i) for i, row in enumerate(table.rows)),
         notes="".join(
             f'<li id="note-{letter(i)}"><b>{letter(i)}</b> {escape(note)}</li>' for i, note in enumerate(table.notes)
         ),
-        legend=" ".join(_legend(table)),
+        legend=" ".join(map(escape, table.legend)),
         broken=_broken(table.broken),
-        figures="\n".join(map(_figure, pictures)),
-        panels="\n".join(_panel(row, i) for i, row in enumerate(table.rows)),
+        figures="\n".join(image(picture.svg.read_bytes(), "svg+xml", picture.caption) for picture in pictures),
+        panels="\n".join(panels(table.rows)),
     )
+
+
+def front(table: Table, places: Sequence[Path], links: Mapping[str, tuple[str, str]]) -> Front:
+    """Of the page of all runs."""
+    models = list(dict.fromkeys(row.point.model for row in table.rows))
+    title = f"Pruned language models compared: {', '.join(models) if len(models) <= 3 else len(models)}"
+    return Front(
+        title if models else "Pruned language models: no figures yet", {"from": ", ".join(map(str, places))}, links
+    )
+
+
+def summary(table: Table) -> str:
+    """How much there is, and which way is up."""
+    runs = len({run.name for row in table.rows for run in row.point.runs})
+    lower = " The lower a perplexity, the better." if any(row.point.perplexity for row in table.rows) else ""
+    return f"How well language models do once they are pruned: {runs} runs of barber, in {len(table.rows)} rows.{lower}"
+
+
+def _links(links: Mapping[str, tuple[str, str]]) -> str:
+    items = (
+        f'<li><a href="{escape(file)}">{escape(name)}</a>{escape(f": {sentence}" if sentence else "")}</li>'
+        for name, (file, sentence) in links.items()
+    )
+    return f'<nav aria-label="Pages"><ul>{"".join(items)}</ul></nav>' if links else ""
+
+
+def _in_order(table: Table) -> list[Column]:
+    """What was measured stands before the settings, of which there may be more than fit on a screen."""
+    return sorted(table.columns, key=lambda one: (one.title not in ("model", "method", "pattern"), not one.measured))
 
 
 def _kind(table: Table, column: Column) -> str:
@@ -46,7 +97,7 @@ def _head(table: Table, column: Column) -> str:
 
 
 def _row(table: Table, row: Row, index: int) -> str:
-    cells = "".join(_cell(table, row, column, index) for column in table.columns)
+    cells = "".join(_cell(table, row, column, index) for column in _in_order(table))
     kind = ' class="dense"' if row.point.dense else ""
     return f'<tr data-panel="panel-{index}"{kind}>{cells}</tr>'
 
@@ -72,14 +123,6 @@ def _marks(table: Table, cell: Cell) -> str:
     return f"<sup>{', '.join(links)}</sup>"
 
 
-def _legend(table: Table) -> Iterator[str]:
-    cells = [row.cells[column.title] for row in table.rows for column in table.columns]
-    if any(cell.mean and cell.mean.n > 1 for cell in cells):
-        yield "± is one sample standard deviation over n seeds."
-    if any(cell.best for cell in cells):
-        yield "Bold: the best of a model, pattern and protocol; the dense model does not take part."
-
-
 def _broken(broken: Iterable[Broken]) -> str:
     rows = "".join(
         f"<tr><td>{escape(one.name)}</td><td>{escape(one.status)}</td><td>{escape(one.error)}</td></tr>"
@@ -91,40 +134,3 @@ def _broken(broken: Iterable[Broken]) -> str:
     title = '<h2 id="left-out">Runs that are not in the table</h2>'
     region = '<div class="scroll" tabindex="0" role="region" aria-labelledby="left-out">'
     return f"<section>{title}{region}<table>{head}<tbody>{rows}</tbody></table></div></section>"
-
-
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.svg.read_bytes()).decode()
-    caption = escape(picture.caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _panel(row: Row, index: int) -> str:
-    """What a click on a row shows: the record of every run behind it."""
-    title = ", ".join(part for part in (row.point.model, row.point.method, row.point.pattern) if part)
-    runs = "".join(_run(run, alone=len(row.point.runs) == 1) for run in row.point.runs)
-    return f'<template id="panel-{index}"><h2>{escape(title)}</h2>{runs}</template>'
-
-
-def _run(run: Run, alone: bool) -> str:
-    record = run.record
-    git = record.get("git") or {}
-    commit = f"{git.get('commit', 'unknown')}{' with changes' if git.get('dirty') else ''}"
-    facts = {"started": record.get("started"), "finished": record.get("finished"), "git commit": commit}
-    if run.resumed:
-        facts["resumed"] = json.dumps(record["resumed"])
-    listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items())
-    texts = {
-        "overrides": "\n".join(map(str, record.get("overrides") or [])),
-        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        "versions": yaml.safe_dump(record.get("versions") or {}, sort_keys=False),
-        "machine": yaml.safe_dump(record.get("machine") or {}, sort_keys=False),
-        "run.log, its end": run.log_tail(),
-    }
-    parts = "".join(f'<h4>{key}</h4><pre tabindex="0">{escape(text)}</pre>' for key, text in texts.items() if text)
-    state = " open" if alone else ""
-    summary = f"<summary>{escape(run.name)}, seed {escape(run.seed)}</summary>"
-    return f"<details{state}>{summary}<dl>{listed}</dl>{parts}</details>"

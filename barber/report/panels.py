@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,9 +13,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from barber.report.points import Point
 from barber.report.table import short
+from barber.run.curves import coinciding
 
 # Okabe and Ito's colours, to be told apart by everybody; the yellow is too light for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+Key = TypeVar("Key")
 PANELS = 6  # at most in a figure
 # A salt makes the ids in an SVG, and so the file, the same in every run.
 matplotlib.rcParams.update({"svg.hashsalt": "barber", "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8})
@@ -56,7 +58,6 @@ def panels(
         panel(axes, group)
         if text:
             _perplexity_scale(axes, [point.perplexity[text].mean for point in group.points])
-        axes.set_title(textwrap.fill(group.title, 48))
         axes.grid(True, which="major", alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -66,6 +67,9 @@ def panels(
             wrapped = [textwrap.fill(name, width) for name in names]
             # Below the axes: no curve is ever in the way.
             axes.legend(handles, wrapped, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=ncols)
+    for axes, group in zip(grid.flat, groups, strict=False):  # now that all is drawn: they may share an axis
+        told = coinciding(axes)
+        axes.set_title("\n".join(textwrap.fill(line, 48) for line in (group.title, told) if line))
     for axes in list(grid.flat)[len(groups) :]:
         axes.remove()
     for axes in grid[:, 0]:
@@ -83,6 +87,14 @@ def grouped(points: Sequence[Point], by_pattern: bool = True) -> list[Group]:
         if not point.dense:
             groups.setdefault(f"{point.model}, {point.pattern}" if by_pattern else point.model, []).append(point)
     return [Group(title, found) for title, found in groups.items()]
+
+
+def split(points: Sequence[Point], key: Callable[[Point], Key]) -> dict[Key, list[Point]]:
+    """Points by what they have in common."""
+    found: dict[Key, list[Point]] = {}
+    for point in points:
+        found.setdefault(key(point), []).append(point)
+    return found
 
 
 def others(point: Point) -> str:
@@ -113,9 +125,9 @@ def labels(points: Sequence[Point]) -> list[str]:
     return [(f"{point.model}, " if several else "") + f"{point.pattern}, {name(point)}" for point in points]
 
 
-def of_all(found: Sequence[object]) -> str:
+def of_all(found: Sequence[object], most: int = PANELS) -> str:
     """For the caption, where there are more than fit into a figure."""
-    return f"; the first {PANELS} of {len(found)}" if len(found) > PANELS else ""
+    return f"; the first {most} of {len(found)}" if len(found) > most else ""
 
 
 def empty(width: float, height: float) -> Figure:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from barber.report.panels import COLORS, Group, apart, grouped, named, of_all, others, panels
+from barber.report.panels import COLORS, Group, apart, grouped, named, of_all, others, panels, split
 from barber.report.points import Point
 
 MARKERS = "osD^vPX"
@@ -21,16 +21,10 @@ _FAR = 5
 def over_sparsity(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
     """Perplexity over unstructured sparsity, a line a method."""
     unstructured = [point for point in points if ":" not in point.pattern]
-    models = [
-        group
-        for group in grouped(unstructured, by_pattern=False)
-        if len({point.runs[0].sparsity for point in group.points}) > 1
-    ]
+    models = [found for group in grouped(unstructured, by_pattern=False) if (found := _on_lines(group)).points]
 
     def panel(axes: Axes, group: Group) -> None:
-        lines = _lines(group.points, apart(group.points), lambda point: point.runs[0].sparsity)
-        lines = [(label, line) for label, line in lines if len(line) > 1]
-        for style, (label, line) in zip(_styles(), lines, strict=False):
+        for style, (label, line) in zip(_styles(), _lines(group.points, apart(group.points), _sparsity), strict=False):
             _line(axes, line, label, text, style)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
         axes.set_xticks(sorted({point.runs[0].sparsity for point in group.points}))
@@ -42,7 +36,11 @@ def over_sparsity(points: Sequence[Point], text: str) -> tuple[str, Figure | Non
 
 def over_alpha(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
     """Perplexity over alpha, a line a granularity, the initial mask alone as a dashed line."""
-    groups = [group for group in _rebuilt_groups(points) if len({_alpha(point) for point in group.points}) > 1]
+    groups = [
+        group
+        for group in _rebuilt_groups(points)
+        if any(len({x for x, _ in line}) > 1 for _, line in _lines(group.points, _granularity, _alpha))
+    ]
 
     def panel(axes: Axes, group: Group) -> None:
         for style, (label, line) in zip(_styles(), _lines(group.points, _granularity, _alpha), strict=False):
@@ -59,7 +57,11 @@ def over_alpha(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
 
 def by_granularity(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
     """Perplexity by granularity, a bar an alpha."""
-    groups = [group for group in _rebuilt_groups(points) if len({_granularity(point) for point in group.points}) > 1]
+    groups = [
+        group
+        for group in _rebuilt_groups(points)
+        if any(len({_granularity(point) for point in found}) > 1 for found in split(group.points, _alpha).values())
+    ]
 
     def panel(axes: Axes, group: Group) -> None:
         names = sorted({_granularity(point) for point in group.points}, key=_from_small_to_large)
@@ -87,7 +89,7 @@ def by_granularity(points: Sequence[Point], text: str) -> tuple[str, Figure | No
 def pareto(points: Sequence[Point], text: str) -> tuple[str, Figure | None]:
     """Perplexity against seconds of the walk, every recipe numbered; what no other beats in both is joined."""
     timed = [p for p in points if p.walk is not None and not any(run.resumed for run in p.runs)]
-    groups = [group for group in grouped(timed) if len(group.points) > 1]
+    groups = [group for group in _of_one_machine(grouped(timed)) if len(group.points) > 1]
 
     def panel(axes: Axes, group: Group) -> None:
         found = sorted((p.walk.mean, p.perplexity[text].mean) for p in group.points if p.walk)
@@ -181,6 +183,22 @@ def _lines(
     return [(name, sorted(line, key=lambda one: one[0])) for name, line in lines.items()]
 
 
+def _on_lines(group: Group) -> Group:
+    """What a line over sparsity has on it: a point alone has nothing in common with the others."""
+    lines = _lines(group.points, apart(group.points), _sparsity)
+    return Group(group.title, [point for _, line in lines if len(line) > 1 for _, point in line])
+
+
+def _of_one_machine(groups: Sequence[Group]) -> list[Group]:
+    """Groups whose seconds can be compared."""
+    found = []
+    for group in groups:
+        machines = split(group.points, lambda point: point.machine)
+        names = {machine: f", {machine}" if len(machines) > 1 else "" for machine in machines}
+        found += [Group(group.title + names[machine], points) for machine, points in machines.items()]
+    return found
+
+
 def _rebuilt_groups(points: Sequence[Point]) -> list[Group]:
     """Rebuilt points that differ in alpha and granularity only."""
     hidden = ("rebuild.barber.alpha", "rebuild.barber.granularity")
@@ -195,6 +213,10 @@ def _rebuilt_groups(points: Sequence[Point]) -> list[Group]:
 def _initial_mask(point: Point, rebuilt: Point) -> bool:
     same = (point.model, point.pattern) == (rebuilt.model, rebuilt.pattern)
     return same and point.method == rebuilt.method.split(" ")[0] and others(point) == others(rebuilt)
+
+
+def _sparsity(point: Point) -> float | None:
+    return point.runs[0].sparsity
 
 
 def _alpha(point: Point) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from barber.report.measures import Figure
 from barber.report.records import Protocol, Run, last_part
 
 DENSE = "Dense"
@@ -13,9 +14,14 @@ DENSE = "Dense"
 
 @dataclass(frozen=True)
 class Mean:
-    """A figure over seeds, with its sample standard deviation where there are several."""
+    """A figure over seeds, with its sample standard deviation where there are several.
+
+    Args:
+        error: the standard error of a single value, over windows or documents, where it is on record.
+    """
 
     values: tuple[float, ...]
+    error: float | None = None
 
     @property
     def mean(self) -> float:
@@ -65,10 +71,16 @@ class Point:
         return self.runs[0].at(self.stage).get("zero_shot") or {}
 
     @property
+    def machine(self) -> str:
+        """What the seconds were taken on."""
+        return "; ".join(dict.fromkeys(run.machine for run in self.runs))
+
+    @property
     def walk(self) -> Mean | None:
         """Seconds of the walk, over the runs that walked through all layers in one go."""
         runs = [run for run in self.runs if not run.resumed] or self.runs
-        return None if self.dense else _mean([run.walk_seconds for run in runs])
+        known = tuple(run.walk_seconds for run in runs if run.walk_seconds is not None)
+        return None if self.dense or not known else Mean(known)
 
     @property
     def memory(self) -> int | None:
@@ -151,13 +163,19 @@ def majority(found: Sequence[Point]) -> dict[tuple[str, str], Protocol]:
     return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
 
 
+def comparable(found: Sequence[Point], text: str) -> list[Point]:
+    """Those whose perplexity of a text was measured by the protocol of most."""
+    usual = majority(found)
+    return [p for p in found if text in p.perplexity and p.protocols[text] == usual[p.model, text]]
+
+
 def _point(group: tuple[Any, ...], runs: list[Run]) -> Point:
     model, method, pattern, settings, protocols = group
     stage = runs[-1].stage
-    texts = {text: _mean([run.perplexities(stage)[text][0] for run in runs]) for text, _ in protocols}
-    zero_shot = [(run.at(stage).get("zero_shot") or {}).get("mean_acc") for run in runs]
+    texts = {text: _mean([run.perplexity(stage, text) for run in runs]) for text, _ in protocols}
     perplexity = {text: mean for text, mean in texts.items() if mean}
-    return Point(model, method, pattern, dict(settings), dict(protocols), runs, stage, perplexity, _mean(zero_shot))
+    accuracy = _mean([run.accuracy(stage) for run in runs])
+    return Point(model, method, pattern, dict(settings), dict(protocols), runs, stage, perplexity, accuracy)
 
 
 def _dense(runs: Sequence[Run], keys: Sequence[str]) -> list[Point]:
@@ -169,21 +187,23 @@ def _dense(runs: Sequence[Run], keys: Sequence[str]) -> list[Point]:
     found = []
     for (model, protocols), run in best.items():
         if not any(model == other and protocols < more for other, more in best):
-            accuracy = (run.at("dense").get("zero_shot") or {}).get("mean_acc")
-            perplexity = {text: Mean((value,)) for text, (value, _) in run.perplexities("dense").items()}
             texts = dict(_protocols(run, "dense"))
+            perplexity = {text: mean for text in texts if (mean := _mean([run.perplexity("dense", text)]))}
             settings = {key: run.settings.get(key) for key in keys if key.startswith("evals.")}
-            found.append(Point(model, DENSE, "", settings, texts, [run], "dense", perplexity, _mean([accuracy])))
+            accuracy = _mean([run.accuracy("dense")])
+            found.append(Point(model, DENSE, "", settings, texts, [run], "dense", perplexity, accuracy))
     return found
 
 
 def _protocols(run: Run, stage: str | None) -> tuple[tuple[str, Protocol], ...]:
-    return tuple((text, protocol) for text, (_, protocol) in run.perplexities(stage).items())
+    return tuple(run.protocols(stage).items())
 
 
-def _mean(values: Sequence[float | None]) -> Mean | None:
-    known = tuple(float(value) for value in values if value is not None)
-    return Mean(known) if known else None
+def _mean(figures: Sequence[Figure | None]) -> Mean | None:
+    known = [figure for figure in figures if figure is not None]
+    if not known:
+        return None
+    return Mean(tuple(figure.value for figure in known), known[0].error if len(known) == 1 else None)
 
 
 _PRUNERS = ("Dense", "Magnitude", "Wanda", "SparseGPT")

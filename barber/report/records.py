@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from barber.report import sources
+from barber.report.measures import Figure, mean_accuracy
 from barber.run.identity import counts
 
 STAGES = ("rebuilt", "pruned", "dense")
@@ -16,11 +17,16 @@ _CALIBRATION_SOURCE = frozenset(["dataset", "config", "split", "revision", "wind
 
 @dataclass(frozen=True)
 class Broken:
-    """A run without figures: it failed, was interrupted, is under way, or its record cannot be read."""
+    """A run without figures: it failed, was interrupted, is under way, or its record cannot be read.
+
+    Args:
+        experiment: as in `Run.experiment`.
+    """
 
     name: str
     status: str
     error: str
+    experiment: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,11 @@ class Run:
     def results(self) -> dict[str, Any]:
         """What was measured, by stage of the model."""
         return self.record.get("results") or {}
+
+    @property
+    def experiment(self) -> str | None:
+        """The experiment that was chosen, by the name of its config."""
+        return (self.record.get("choices") or {}).get("experiment")
 
     @property
     def stage(self) -> str | None:
@@ -170,6 +181,20 @@ class Run:
         return {name: seconds for name, seconds in found.items() if seconds}
 
     @property
+    def commit(self) -> str:
+        """Of the code that ran."""
+        git = self.record.get("git") or {}
+        return f"{git.get('commit', 'unknown')}{' with changes' if git.get('dirty') else ''}"
+
+    @property
+    def machine(self) -> str:
+        """What the run ran on, in words: seconds on one machine are not those on another."""
+        machine = self.record.get("machine") or {}
+        threads = f"{machine['threads']} threads" if machine.get("threads") else None
+        known = (machine.get("gpu") or machine.get("device"), threads)
+        return ", ".join(str(part) for part in known if part) or "unknown machine"
+
+    @property
     def peak_memory(self) -> int | None:
         """The most bytes that the run held, where they were recorded."""
         return (self.record.get("machine") or {}).get("peak_memory_bytes")
@@ -179,10 +204,19 @@ class Run:
         """Whether the run went on with layers of an interrupted one; same figures, but fewer seconds."""
         return bool(self.record.get("resumed"))
 
-    def perplexities(self, stage: str | None) -> dict[str, tuple[float, Protocol]]:
-        """Perplexity and protocol of every text at a stage."""
+    def protocols(self, stage: str | None) -> dict[str, Protocol]:
+        """How the perplexity of every text was measured at a stage."""
         found = self.at(stage).get("perplexity") or {}
-        return {text: (one["perplexity"], _protocol(one)) for text, one in found.items() if one.get("perplexity")}
+        return {text: _protocol(one) for text, one in found.items() if one.get("perplexity")}
+
+    def perplexity(self, stage: str | None, text: str) -> Figure:
+        """That of a text among `protocols`."""
+        found = self.at(stage)["perplexity"][text]
+        return Figure(found["perplexity"], found.get("perplexity_standard_error"))
+
+    def accuracy(self, stage: str | None) -> Figure | None:
+        """The mean over zero-shot tasks, where it was measured."""
+        return mean_accuracy(self.at(stage).get("zero_shot") or {})
 
     def blocks(self) -> list[dict[str, Any]]:
         """The lines of layers.jsonl; one that a kill cut off does not count."""
@@ -224,7 +258,8 @@ def read(places: Sequence[Path], aliases: Mapping[str, str]) -> tuple[list[Run],
         if run.record["status"] != "success":
             broken.append(_broken(run, run.identity in kept))
         elif kept[run.identity] is not run:
-            broken.append(Broken(run.name, "repeated", f"same settings as {kept[run.identity].name}, which counts"))
+            reason = f"same settings as {kept[run.identity].name}, which counts"
+            broken.append(Broken(run.name, "repeated", reason, run.experiment))
     return list(kept.values()), broken
 
 
@@ -248,7 +283,8 @@ def _broken(run: Run, repeated: bool) -> Broken:
     status = {"started": "unfinished"}.get(run.record["status"], run.record["status"])
     default = "still running, or killed" if status == "unfinished" else "no error on record"
     error = run.record.get("error") or default
-    return Broken(run.name, status, error + (" (a run with the same settings succeeded)" if repeated else ""))
+    error += " (a run with the same settings succeeded)" if repeated else ""
+    return Broken(run.name, status, error, run.experiment)
 
 
 def _model(record: Mapping[str, Any], aliases: Mapping[str, str]) -> str:

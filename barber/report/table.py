@@ -23,10 +23,11 @@ _SHORT = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, and whether figures stand in it."""
+    """A column: its title, whether figures stand in it, and whether they are what was measured of the model."""
 
     title: str
     numeric: bool = True
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,20 @@ class Table:
         cells = (row.cells[column.title] for row in self.rows for column in self.columns)
         object.__setattr__(self, "notes", list(dict.fromkeys(note for cell in cells for note in cell.notes)))
 
+    @property
+    def legend(self) -> list[str]:
+        """What ± and bold mean, where they occur."""
+        cells = [row.cells[column.title] for row in self.rows for column in self.columns]
+        means = [cell.mean for cell in cells if cell.mean]
+        told = {
+            "± is one standard error, over windows (perplexity) or documents (accuracy)": any(m.error for m in means),
+            "± with n= is one sample standard deviation over n seeds": any(mean.n > 1 for mean in means),
+            "Bold: the best of a model, pattern and protocol; the dense model does not take part": any(
+                cell.best for cell in cells
+            ),
+        }
+        return [f"{sentence}." for sentence, occurs in told.items() if occurs]
+
     def marks(self, cell: Cell) -> str:
         """The letters of a cell's footnotes, `a, c`."""
         return ", ".join(mark for mark, _ in self.notes_of(cell))
@@ -108,9 +123,11 @@ def _figures(points: Sequence[Point], usual: Mapping[tuple[str, str], Protocol],
     """The columns of what was measured and published, as far as there is something."""
     texts = _texts(points)
     best = _best(points, texts)
-    writers: Writers = {Column(f"perplexity, {text}"): partial(_perplexity, text, best, usual) for text in texts}
+    writers: Writers = {
+        Column(f"perplexity, {text}", measured=True): partial(_perplexity, text, best, usual) for text in texts
+    }
     if any(point.accuracy for point in points):
-        writers[Column("zero-shot acc (%)")] = partial(_accuracy, best, points)
+        writers[Column("zero-shot acc (%)", measured=True)] = partial(_accuracy, best, points)
     if any(paper.beside(point) for point in points):
         writers[Column("published")] = partial(_published, paper)
         writers[Column("difference (%)")] = partial(_difference, paper)
@@ -213,7 +230,7 @@ def _accuracy(best: set[tuple[int, str]], points: Sequence[Point], point: Point)
     usual = max(measured, key=measured.count)
     if _tasks(point) != usual:
         notes.insert(0, f"NOT THE PROTOCOL OF MOST ROWS: zero-shot {_tasks(point)} instead of {usual}")
-    percent = Mean(tuple(100 * value for value in point.accuracy.values))
+    percent = in_percent(point.accuracy)
     return Cell(with_std(percent, ".2f"), percent, (id(point), "zero-shot") in best, tuple(notes))
 
 
@@ -270,9 +287,16 @@ def _memory(point: Point) -> Cell:
     return Cell(with_std(gibibytes, ".2f"), gibibytes)
 
 
+def in_percent(share: Mean) -> Mean:
+    """A share times a hundred."""
+    return Mean(tuple(100 * value for value in share.values), None if share.error is None else 100 * share.error)
+
+
 def with_std(mean: Mean, form: str) -> str:
-    """A mean, with standard deviation and number of seeds where there are several."""
-    return f"{mean.mean:{form}}" + ("" if mean.std is None else f" ± {mean.std:{form}} (n={mean.n})")
+    """A mean, with standard deviation and number of seeds where there are several, or the standard error of one."""
+    if mean.std is not None:
+        return f"{mean.mean:{form}} ± {mean.std:{form}} (n={mean.n})"
+    return f"{mean.mean:{form}}" + ("" if mean.error is None else f" ± {mean.error:{form}}")
 
 
 def _best(points: Sequence[Point], texts: Sequence[str]) -> set[tuple[int, str]]:
@@ -317,6 +341,6 @@ def _left_out(points: Sequence[Point], runs: Sequence[Run]) -> Iterator[Broken]:
         if run.name in used or (run.stage == "dense" and not run.config.get("pruner")):
             continue
         if run.stage == "dense":
-            yield Broken(run.name, "without figures", "nothing was measured of the pruned model")
+            yield Broken(run.name, "without figures", "nothing was measured of the pruned model", run.experiment)
         else:
-            yield Broken(run.name, "repeated", "same settings and seed as a later run, which counts")
+            yield Broken(run.name, "repeated", "same settings and seed as a later run, which counts", run.experiment)

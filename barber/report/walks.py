@@ -13,21 +13,26 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from barber.report.panels import COLORS, PANELS, Group, empty, labels, of_all, panels
+from barber.report.panels import COLORS, PANELS, Group, empty, labels, of_all, panels, split
 from barber.report.points import Point
 from barber.report.records import Run
+
+_BARS = 24  # at most in a figure
+_PHASES = (*COLORS[:6], "#999999", "#333333", "#882255", "#DDCC77", "#44AA99", "#332288")
 
 
 def time_and_memory(points: Sequence[Point]) -> tuple[str, Figure | None]:
     """Seconds of the walk by phase, and peak memory where it is recorded, a bar a row of the table."""
-    timed = [point for point in points if _phases(point)]
+    found = _with_a_rival([point for point in points if _phases(point)])
+    timed = found[:_BARS]
     memory = [point.memory / 2**30 if point.memory else 0.0 for point in timed]
-    caption = "Seconds of the walk by phase, mean over seeds, without resumed runs" + (
-        "; peak memory." if any(memory) else "."
+    caption = (
+        "Seconds of the walk by phase, mean over seeds, without resumed runs"
+        f"{'; peak memory' if any(memory) else ''}{of_all(found, _BARS)}."
     )
-    if len(timed) < 2:
+    if not timed:
         return caption, None
-    names = [textwrap.fill(label, 60) for label in labels(timed)]
+    names = [textwrap.fill(label, 60) for label in labels(found)[:_BARS]]
     most_lines = max(name.count("\n") + 1 for name in names)
     figure = empty(11.0 if any(memory) else 8.0, 1.4 + (0.08 + 0.14 * most_lines) * len(timed))
     ratios = [2.2, 1] if any(memory) else [1]
@@ -67,7 +72,8 @@ def block_losses(points: Sequence[Point]) -> tuple[str, Figure | None]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("decoder layer")
 
-    return caption, panels(groups, panel, ylabel="mean squared error", share_y=True, legend="one")
+    of_one_model = len({point.model for point, _ in shown}) == 1  # else the errors have no common scale
+    return caption, panels(groups, panel, ylabel="mean squared error", share_y=of_one_model, legend="one")
 
 
 def exchanges(points: Sequence[Point]) -> tuple[str, Figure | None]:
@@ -119,10 +125,16 @@ def exchange_grid(run: Run) -> tuple[list[str], np.ndarray] | None:
     return (endings if len(set(endings)) == len(names) else names), grid
 
 
+def _with_a_rival(points: Sequence[Point]) -> list[Point]:
+    """The points whose seconds there is something to hold against: another one of their model and machine."""
+    groups = split(points, lambda point: (point.model, point.machine))
+    return [point for group in groups.values() if len(group) > 1 for point in group]
+
+
 def _stack(axes: Axes, seconds: Sequence[dict[str, float]]) -> None:
     left = np.zeros(len(seconds))
     phases = dict.fromkeys(phase for one in seconds for phase in one)
-    for phase, color in zip(phases, itertools.cycle((*COLORS[:6], "#999999", "#333333")), strict=False):
+    for phase, color in zip(phases, itertools.cycle(_PHASES), strict=False):
         lengths = np.array([one.get(phase, 0.0) for one in seconds])
         axes.barh(range(len(seconds)), lengths, left=left, color=color, label=phase, height=0.75)
         left += lengths

@@ -1,6 +1,7 @@
 """Pictures of a run, drawn without a display."""
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from barber.run.curves import coinciding
 from barber.runtime.files import written_whole
 from barber.walk.report import BlockReport
 
@@ -21,8 +23,9 @@ def plot_losses(blocks: Sequence[BlockReport], title: str, path: Path) -> None:
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axis, name in zip(axes, names, strict=True):
         _draw(axis, [block for block in blocks if block.block == name])
-        axis.set_title(_TITLES.get(name, name))
     axes[0].set_yscale("log")  # of all, when all is drawn: one alone may have nothing but zeros
+    for axis, name in zip(axes, names, strict=True):
+        _title(axis, name)
     axes[0].set_ylabel("mean squared error of the block's output")
     axes[0].legend(frameon=False)
     figure.suptitle(title)
@@ -36,7 +39,7 @@ def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float | Non
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)
     texts = list(next(iter(errors.values())))
-    for axis, kind in zip(axes, ("attention", "mlp"), strict=True):
+    for axis, kind in zip(axes, _TITLES, strict=True):
         for stage, by_text in errors.items():
             for text, style in zip(texts, itertools.cycle(["o-", "s--", "^:", "v-."])):
                 found = [(int(name.split(".")[0]), y) for name, y in by_text[text].items() if name.endswith(kind)]
@@ -44,8 +47,9 @@ def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float | Non
                 width = 4 if stage == "pruned" else 1.5  # to be seen beneath the rebuilt one where the two are equal
                 axis.plot(*zip(*found, strict=True), style, color=_COLORS[stage], linewidth=width, ms=4, label=label)
         _finish(axis)
-        axis.set_title(_TITLES[kind])
     axes[0].set_yscale("log")  # of all, when all is drawn: one alone may have nothing but zeros
+    for axis, kind in zip(axes, _TITLES, strict=True):
+        _title(axis, kind)
     axes[0].set_ylabel("squared distance from the dense model,\nas a share of the dense output's square")
     axes[0].legend(frameon=False)
     figure.suptitle(f"{title}: block outputs on {', '.join(texts)}")
@@ -55,6 +59,12 @@ def plot_block_errors(errors: Mapping[str, Mapping[str, Mapping[str, float | Non
 
 _COLORS = {"pruned": "#9aa0a6", "rebuilt": "#c5221f"}
 _TITLES = {"attention": "Attention", "mlp": "MLP"}
+
+
+def _title(axis: Axes, block: str) -> None:
+    """What the curves are of, and which of them lie on each other."""
+    told = coinciding(axis)
+    axis.set_title(_TITLES.get(block, block) + (f"\n{textwrap.fill(told, 70)}" if told else ""), fontsize="medium")
 
 
 def _draw(axis: Axes, blocks: Sequence[BlockReport]) -> None:
