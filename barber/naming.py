@@ -2,12 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from barber.model.names import called
+
+# Of a model's name: a folder's whole name has the time, methods and a digest in it, too.
+_LONGEST = 80
 
 
 def register() -> None:
@@ -44,9 +51,17 @@ def choices_of(choices: Mapping[Any, Any], config: Mapping[Any, Any]) -> dict[st
 
 def _chosen(*, _root_: DictConfig) -> str:
     """What a run is called: its methods, of the groups that are left alone by default only where they are not."""
-    chosen = choices_of(HydraConfig.get().runtime.choices, _root_) | _swept_choices()
+    chosen = choices_of(HydraConfig.get().runtime.choices, _root_)
+    chosen = chosen | {"model": _model(chosen.get("model"), _root_)} | _swept_choices()
     groups = {"model": "", "pattern": "", "allocation": "uniform", "pruner": "", "rebuild": "", "update": "none"}
     return "_".join(str(chosen.get(group)) for group, silent in groups.items() if chosen.get(group) != silent)
+
+
+def _model(choice: str | None, config: DictConfig) -> str | None:
+    """The name of one's own model, as a folder's may be; without a path, which the run will say, that of the choice."""
+    with suppress(OmegaConfBaseException):
+        choice = re.sub(r"[^\w.-]+", "-", called(choice, config.model) or "").strip("-.")[:_LONGEST] or choice
+    return choice
 
 
 def _swept_choices() -> dict[str, str | None]:
@@ -56,7 +71,8 @@ def _swept_choices() -> dict[str, str | None]:
     lines = [line for line in said["task"] if re.search("[,(]", line)]  # type: ignore[index, call-overload]
     swept = {one.key_or_group for one in OverridesParser.create().parse_overrides(lines) if one.is_sweep_override()}
     method: dict[str, str | None] = {"pruner": "method", "rebuild": "", "update": "none"} if "method" in swept else {}
-    return method | {group: group for group in swept}
+    model: dict[str, str | None] = {"model": "model"} if "model.path" in swept else {}
+    return method | model | {group: group for group in swept}
 
 
 def quoted(path: Path) -> str:
