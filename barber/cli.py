@@ -1,5 +1,6 @@
 """The command line: compose the config, run the experiment, one sentence for a mistake."""
 
+import json
 import logging
 import os
 import signal
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from barber.commands import run_of
 from barber.errors import BarberError, UserError, in_one_line
-from barber.naming import choices_of, digest, quoted, register
+from barber.naming import choices_of, digest, plan, quoted, register
 from barber.targets import hold_hydra
 
 log = logging.getLogger("barber")
@@ -155,9 +156,10 @@ def _single(config: DictConfig, hydra_config: Any) -> None:
 def _one_of_many(config: DictConfig, hydra_config: Any) -> float | None:
     """A job of a sweep; returns the figure that a search is for."""
     from barber.run.identity import digest_of
-    from barber.run.sweeps import carry_out, objective
+    from barber.run.sweeps import announce, carry_out, objective
 
     values, folder = _resolved(config), Path(hydra_config.runtime.output_dir)
+    announce(int(hydra_config.job.num), Path(hydra_config.sweep.dir), list(hydra_config.overrides.task))
     results = carry_out(
         lambda device: _run(values, hydra_config, folder, device),
         folder=folder,
@@ -238,10 +240,10 @@ class KeepFinishedRuns(Callback):
     @_or_refuse
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin a sweep."""
-        from barber.run.sweeps import SWEEP, position
+        from barber.run.sweeps import PLAN, SWEEP, position
 
         HydraConfig.instance().set_config(config)
-        os.environ[SWEEP] = uuid4().hex
+        os.environ[SWEEP], os.environ[PLAN] = uuid4().hex, json.dumps(plan(config))
         if _TOGETHER:
             raise _refusal("torchrun shares out one run and not a sweep; start each of its jobs under torchrun")
         folder = _made("hydra.sweep.dir", Path(config.hydra.sweep.dir))

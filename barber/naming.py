@@ -1,13 +1,15 @@
 """What runs, jobs and sweeps are called: by what is chosen, and a job by what it computes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -64,12 +66,29 @@ def _model(choice: str | None, config: DictConfig) -> str | None:
     return choice
 
 
+def plan(config: DictConfig) -> dict[str, Any]:
+    """What a sweep will do: the keys that vary, and how many jobs there are; None where that is not known before."""
+    sweeper = config.hydra.sweeper
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(given, list)
+    swept = _swept([*map(str, given), *(f"{key}={values}" for key, values in (sweeper.get("params") or {}).items())])
+    if "n_trials" in sweeper:
+        return {"keys": list(swept), "jobs": sweeper.n_trials}
+    return {"keys": list(swept), "jobs": prod(len(list(one.sweep_string_iterator())) for one in swept.values())}
+
+
+def _swept(said: Sequence[str]) -> dict[str, Override]:
+    """The overrides that take several values, by key."""
+    # the others need not be parsed, and some cannot be
+    parsed = OverridesParser.create().parse_overrides([line for line in said if re.search("[,(]", line)])
+    return {one.key_or_group: one for one in parsed if one.is_sweep_override()}
+
+
 def _swept_choices() -> dict[str, str | None]:
     """For the name of a whole sweep: of a group that takes several choices its own name."""
     # Not resolved: what somebody has typed may hold an interpolation.
     said = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
-    lines = [line for line in said["task"] if re.search("[,(]", line)]  # type: ignore[index, call-overload]
-    swept = {one.key_or_group for one in OverridesParser.create().parse_overrides(lines) if one.is_sweep_override()}
+    swept = _swept(said["task"])  # type: ignore[index, call-overload]
     method: dict[str, str | None] = {"pruner": "method", "rebuild": "", "update": "none"} if "method" in swept else {}
     model: dict[str, str | None] = {"model": "model"} if "model.path" in swept else {}
     return method | model | {group: group for group in swept}

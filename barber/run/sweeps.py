@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import torch
@@ -34,6 +35,8 @@ log = logging.getLogger("barber")
 JOBS = "jobs.jsonl"
 # Where launchers' processes find which sweep theirs is: another one may go on in the same folder.
 SWEEP = "BARBER_SWEEP"
+# And what it will do, see `naming.plan`.
+PLAN = "BARBER_SWEEP_PLAN"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,25 @@ class Job:
     seconds: float
     error: str | None = None
     sweep: str | None = None
+
+
+def announce(number: int, sweep: Path, overrides: list[str]) -> None:
+    """Say which job of a sweep begins: by what it differs from the others, and how long they all will take.
+
+    Args:
+        number: of the job, from 0.
+        sweep: the sweep's folder.
+        overrides: of the job.
+    """
+    plan = json.loads(os.environ.get(PLAN, "{}"))
+    varying = " ".join(one for one in overrides if one.lstrip("+").partition("=")[0] in plan.get("keys", ()))
+    total = plan.get("jobs")
+    done = [job.seconds for job in _jobs_since(sweep, 0) if job.status == "done"] if (sweep / JOBS).exists() else []
+    left = ""
+    if total and number < total and done:
+        minutes = median(done) * (total - number) / 60
+        left = f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+    log.info("Job %d%s%s: %s", number + 1, f" of {total}" if total else "", left, varying or sweep.name)
 
 
 def carry_out(

@@ -360,6 +360,10 @@ def test_a_sweep_over_choices_has_one_folder_and_an_end_that_counts_all_jobs(
     assert f"{4 - failed} done, 0 skipped, {failed} failed; " in result.out, result
     assert result.code == min(failed, 1)
     assert [path.name for path in (tmp_path / "outputs" / "sweeps").iterdir()] == [name]
+    begun = re.findall(r"^Job (\d) of 4(?:, less than a minute left)?: (.*)$", result.out, re.MULTILINE)
+    assert [number for number, _ in begun] == ["1", "2", "3", "4"]
+    firsts = [re.sub(r"=(\[.*?\]|[^,]*),.*", r"=\1", each) for each in swept]
+    assert begun[0][1].split() == firsts and len({point for _, point in begun}) == 4
     again = barber(*arguments)
     assert f"0 done, {4 - failed} skipped, {failed} failed; " in again.out, again
 

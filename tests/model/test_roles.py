@@ -17,7 +17,8 @@ from tests import tiny
 
 def described(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every model be of this family."""
-    monkeypatch.setattr("barber.model.decoder.family_of", lambda config: family)
+    for place in ("barber.model.decoder", "barber.walk.arguments"):
+        monkeypatch.setattr(f"{place}.family_of", lambda config: family)
 
 
 def pruned(model: PreTrainedModel, **options: object) -> Report:

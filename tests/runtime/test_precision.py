@@ -87,9 +87,11 @@ def test_tf32_is_refused_on_a_cpu_before_anything_is_changed(field: str) -> None
     precision.check(GPU)
     model = tiny.model("llama")
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UserError, match=rf"^{field} must be float32 or bfloat16 on cpu: tf32 is for GPUs$") as caught:
+    with pytest.raises(
+        UserError, match=rf"^precision.{field} must be float32 or bfloat16 on cpu: tf32 is for GPUs$"
+    ) as caught:
         prune(model, tiny.tokens(), pattern=Unstructured(0.5), pruner=Wanda(), precision=precision)
-    assert caught.value.field == field
+    assert caught.value.field == f"precision.{field}"
     assert all(torch.equal(tensor, dense[name]) for name, tensor in model.state_dict().items())
 
 
