@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from barber.model.names import called
+
+# Of a model's name: a folder's whole name has the time, methods and a digest in it, too.
+_LONGEST = 80
 
 
 def register() -> None:
@@ -46,9 +53,17 @@ def choices_of(choices: Mapping[Any, Any], config: Mapping[Any, Any]) -> dict[st
 
 def _chosen(*, _root_: DictConfig) -> str:
     """What a run is called: its methods, of the groups that are left alone by default only where they are not."""
-    chosen = choices_of(HydraConfig.get().runtime.choices, _root_) | _swept_choices()
+    chosen = choices_of(HydraConfig.get().runtime.choices, _root_)
+    chosen = chosen | {"model": _model(chosen.get("model"), _root_)} | _swept_choices()
     groups = {"model": "", "pattern": "", "allocation": "uniform", "pruner": "", "rebuild": "", "update": "none"}
     return "_".join(str(chosen.get(group)) for group, silent in groups.items() if chosen.get(group) != silent)
+
+
+def _model(choice: str | None, config: DictConfig) -> str | None:
+    """The name of one's own model, as a folder's may be; without a path, which the run will say, that of the choice."""
+    with suppress(OmegaConfBaseException):
+        choice = re.sub(r"[^\w.-]+", "-", called(choice, config.model) or "").strip("-.")[:_LONGEST] or choice
+    return choice
 
 
 def plan(config: DictConfig) -> dict[str, Any]:
@@ -75,7 +90,8 @@ def _swept_choices() -> dict[str, str | None]:
     said = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
     swept = _swept(said["task"])  # type: ignore[index, call-overload]
     method: dict[str, str | None] = {"pruner": "method", "rebuild": "", "update": "none"} if "method" in swept else {}
-    return method | {group: group for group in swept}
+    model: dict[str, str | None] = {"model": "model"} if "model.path" in swept else {}
+    return method | model | {group: group for group in swept}
 
 
 def quoted(path: Path) -> str:

@@ -37,12 +37,15 @@ class Packaged:
         install: the command that installs the package, for the error message.
         parts: PACKAGE/FILE in the order in which they make up the GGUF file, where a registry's limit on a package's
             size has it cut; None: it is whole in `package`.
+        base_model, license: the repository on the hub that it was made of, and the licence there, for model cards.
     """
 
     package: str
     file: str
     install: str
     parts: Sequence[str] | None = None
+    base_model: str | None = None
+    license: str | None = None
 
     def __str__(self) -> str:
         return Path(self.file).stem

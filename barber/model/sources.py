@@ -30,6 +30,7 @@ from transformers import (
 from barber.errors import UserError, first_sentence
 from barber.model.families import family_of
 from barber.model.folders import check_folder, check_shapes, holds_weights
+from barber.model.names import own_name
 from barber.runtime.files import writing
 from barber.runtime.hub import offline_if_unreachable
 from barber.runtime.tensors import Tensor
@@ -80,7 +81,7 @@ class Pretrained:
     trust_remote_code: bool = False
 
     def __str__(self) -> str:
-        return Path(self.path).name if self.local else self.path
+        return own_name(self.path) if self.local else self.path
 
     def config(self) -> PreTrainedConfig:
         if self.local:
@@ -133,7 +134,11 @@ class Pretrained:
         """The folder; that of a repository is fetched first."""
         if self.local or Path(self.path).is_dir():  # as transformers has it
             return Path(self.path)
-        wanted, others = ["*.safetensors", "*.json"], ["consolidated*", "*/*"]  # of Mistral's own programs, of others
+        # with the card, for its licence
+        wanted, others = (
+            ["*.safetensors", "*.json", "README.md"],
+            ["consolidated*", "*/*"],
+        )  # of Mistral's own programs, of others
         try:
             with self._hub():
                 return Path(

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from barber.model.names import PLACES, own_name
 from barber.report import sources
 from barber.report.measures import Figure, mean_accuracy
 from barber.run.identity import counts
@@ -251,7 +252,9 @@ def read(places: Sequence[Path], aliases: Mapping[str, str]) -> tuple[list[Run],
     """
     found = sources.find(places)
     broken = [Broken(one.name, "unreadable", one.error) for one in found if one.record is None]
-    runs = [_run(one.name, one.record, one.folder, aliases) for one in found if one.record is not None]
+    whole = [(one.name, one.record, one.folder) for one in found if one.record is not None]
+    models = _models([record for _, record, _ in whole], aliases)
+    runs = [Run(name, model, record, folder) for (name, record, folder), model in zip(whole, models, strict=True)]
     runs.sort(key=lambda run: (run.record.get("started") or "", run.name))
     kept = {run.identity: run for run in runs if run.record["status"] == "success"}
     for run in runs:
@@ -275,10 +278,6 @@ def last_part(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", "")).rsplit(".", 1)[-1]
 
 
-def _run(name: str, record: dict[str, Any], folder: Path | None, aliases: Mapping[str, str]) -> Run:
-    return Run(name, _model(record, aliases), record, folder)
-
-
 def _broken(run: Run, repeated: bool) -> Broken:
     status = {"started": "unfinished"}.get(run.record["status"], run.record["status"])
     default = "still running, or killed" if status == "unfinished" else "no error on record"
@@ -287,15 +286,24 @@ def _broken(run: Run, repeated: bool) -> Broken:
     return Broken(run.name, status, error, run.experiment)
 
 
-def _model(record: Mapping[str, Any], aliases: Mapping[str, str]) -> str:
+def _models(records: Sequence[Mapping[str, Any]], aliases: Mapping[str, str]) -> list[str]:
+    """What tables call the model of every record; of several with one name, the folder that they are in as well."""
+    places = [aliases.get(place, place) for place in map(_place, records)]
+    with_name: dict[str, set[str]] = {}
+    for place in places:
+        with_name.setdefault(own_name(place), set()).add(place)
+    return [
+        name if len(with_name[name := own_name(place)]) == 1 else "/".join(Path(place).parts[-2:]) for place in places
+    ]
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    """The choice of a model, or where one's own is."""
     config = record["config"].get("model") or {}
-    source = str(config.get("path") or config.get("file") or last_part(config) or "model")
     chosen = (record.get("choices") or {}).get("model")
-    if chosen and chosen not in ("hub", "local"):
+    if chosen and chosen not in PLACES:
         return str(chosen)
-    # Of a folder the parent's name as well: many of them are called `model`.
-    parts = Path(source).parts[-2 if chosen == "local" else -1 :]
-    return aliases.get(source, "/".join(parts))
+    return str(config.get("path") or config.get("file") or last_part(config) or "model")
 
 
 def _protocol(found: Mapping[str, Any]) -> Protocol:

@@ -17,6 +17,8 @@ _COUNTS_FOR: dict[str, tuple[Consequence, ...]] = {
     **dict.fromkeys(
         ("name", "tracker", "resume", "cache", "data_dir", "save", "disk_check", "allow_targets"), _NOTHING
     ),
+    # what a model card says of the model
+    **dict.fromkeys(("base_model", "license"), _NOTHING),
     # what is done with the pruned model
     "evals": ("figures", "point"),
     "export": ("figures",),

@@ -285,7 +285,7 @@ class _Run:
                 record.files["masks"] = file.name
                 record.note_digest(file)
                 return
-            card = model_card(experiment, record)
+            card = model_card(experiment, record, has_tokenizer=inputs.tokenizer is not None)
             record.files["model"] = experiment.export.save(weights, inputs.tokenizer, card, self.folder).name
 
 

@@ -13,6 +13,7 @@ from urllib.request import getproxies
 
 from barber.errors import UserError
 from barber.evals.results import AgreementResult, PerplexityResult, StageResults
+from barber.model.names import PLACES, called
 from barber.run.record import RunRecord
 from barber.runtime.plain import plain
 from barber.walk.report import BlockReport
@@ -99,6 +100,7 @@ class Wandb:
 
         groups = ("model", "pattern", "allocation", "pruner", "rebuild", "update")
         choices = {group: record.choices.get(group) or "none" for group in groups}
+        choices["model"] = called(choices["model"], record.config.get("model")) or "none"
         chosen = {
             group: choice[:64] for group, choice in choices.items() if choice not in ("none", "uniform")
         }  # no tag is longer
@@ -200,12 +202,17 @@ def point(name: str, record: RunRecord) -> str:
     words = []
     for override in record.overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        said = key in record.choices and value in name
+        said = (key in record.choices and value in name) or _names_the_model(key, value)
         if not said and re.split(r"[./@]", key)[0] not in _NOT_THE_POINT:
             words.append(f"{key}={value.strip(chr(39)).rpartition('/')[2]}")  # of a path, its end
     while words and len(" ".join([name, *words])) > _LONGEST_NAME:
         del words[0]
     return " ".join([name, *words])[:_LONGEST_NAME]
+
+
+def _names_the_model(key: str, value: str) -> bool:
+    """Whether an override says where one's own model is, after which the run is called."""
+    return key == "model.path" or (key == "model" and value in PLACES)
 
 
 _ERRORS = {

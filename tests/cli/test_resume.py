@@ -297,7 +297,7 @@ def test_the_next_folder_of_the_default_kind_takes_over(
         time.sleep(0.05)
     said = done(*command(inputs))
     (second,) = set(runs.iterdir()) - {first}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_local_unstructured_wanda_barber", second.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_model_unstructured_wanda_barber", second.name)
     assert computed == [2, 3]
     assert f"Going on with the interrupted run in {first}: 2 of {LAYERS} layers are done." in said
     assert record_of(second)["resumed"] == {"from": str(first), "layers": 2}

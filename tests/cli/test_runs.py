@@ -191,7 +191,32 @@ def test_the_model_card_has_the_config_and_the_sparsity(run: Path) -> None:
     assert f"{record['sparsity']['zeros']:,} of the {record['sparsity']['weights']:,} weights" in card
     assert "(50.00%)" in card
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == record["config"]
-    assert "tags" in yaml.safe_load(card.split("---\n")[1])
+    assert {"pruned", "sparsity-50", "2of4"} <= set(yaml.safe_load(card.split("---\n")[1])["tags"])
+    assert record["calibration"]["digest"] in card
+
+
+def test_the_code_of_the_model_card_loads_the_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (run / "model" / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(run / "model")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert torch.equal(found["model"].lm_head.weight, loaded(run / "model").lm_head.weight)
+
+
+def test_own_models_keep_their_names(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("My Model (v2)", "Other"):
+        shutil.copytree(inputs / "model", tmp_path / name)
+    given = [each for each in command(inputs, tmp_path) if not each.startswith(("hydra.run.dir", "model.path"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done(*given, "model.path='My Model (v2)'")
+        done("-m", *given, "model.path='My Model (v2)',Other")
+    (folder,) = Path("outputs/runs").iterdir()
+    assert folder.name.endswith("_My-Model-v2_2of4_wanda_barber")
+    assert "# My-Model-v2_2of4_wanda_barber\n" in (folder / "model/README.md").read_text(encoding="utf-8")
+    names = sorted(path.name[:-13] for path in Path("outputs/sweeps/model_2of4_wanda_barber").glob("*-*"))
+    assert names == ["My-Model-v2_2of4_wanda_barber", "Other_2of4_wanda_barber"]
 
 
 def test_the_exported_files_may_be_read_by_whoever_may_read_the_folder(run: Path) -> None:
@@ -515,7 +540,7 @@ def test_without_a_folder_a_run_gets_one_that_tells_time_and_choices(
     monkeypatch.chdir(tmp_path)
     done(*[argument for argument in command(inputs, tmp_path) if not argument.startswith("hydra.run.dir")])
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_local_2of4_wanda_barber", folder.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_model_2of4_wanda_barber", folder.name)
     assert not [str(warning.message) for warning in recwarn if "KeepFinishedRuns" in str(warning.message)]
 
 

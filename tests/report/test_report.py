@@ -428,3 +428,19 @@ def test_a_mistake_in_paper_yaml_is_one_sentence(tmp_path: Path, change: dict[st
     with pytest.raises(ReportError, match=re.escape(message)) as error:
         paper.load(tmp_path / "paper.yaml")
     assert "figures[0] of paper.yaml" in str(error.value)
+
+
+def test_own_models_have_their_names_and_are_told_apart_where_these_are_equal(write: Write, tmp_path: Path) -> None:
+    def own(choice: str, path: str) -> None:
+        config = record()["config"] | {"model": {"_target_": "barber.Pretrained", "path": path}}
+        write(None, config=config, choices={"model": choice}, results=record()["results"])
+
+    own("local", "/x/My-Model")
+    own("hub", "ORG/Other")
+    assert {point.model for point in points.points(records.read([tmp_path], {})[0])} == {"My-Model", "Other"}
+    own("local", "/y/My-Model")
+    own("hub", "THEIRS/Other")
+    own("local", "/z/llama-7b")
+    write(None, model="llama-7b")
+    found = {point.model for point in points.points(records.read([tmp_path], paper.load().aliases)[0])}
+    assert found == {"x/My-Model", "y/My-Model", "ORG/Other", "THEIRS/Other", "z/llama-7b", "llama-7b"}

@@ -98,7 +98,7 @@ def test_an_offline_run_holds_config_series_results_tables_and_plots(inputs: Pat
 
     found = read_back(folder)
     run = found["run"][0]
-    assert run["display_name"].startswith("local_unstructured_wanda_barber ")
+    assert run["display_name"].startswith("model_unstructured_wanda_barber ")
     assert run["display_name"].endswith(" rebuild.barber.alpha=0.3")
     config = run["config"]["update"]
     assert {key: config[key] for key in kept["config"] if kept["config"][key] is not None} == {
@@ -281,7 +281,7 @@ def test_a_name_tells_the_point_and_nothing_twice() -> None:
         "seed=1",
     ]
     name = point("tiny_2of4_wanda_barber", record(overrides=overrides))
-    assert name == "tiny_2of4_wanda_barber model=hub rebuild.barber.alpha=0.1 calibration.path=texts seed=1"
+    assert name == "tiny_2of4_wanda_barber rebuild.barber.alpha=0.1 calibration.path=texts seed=1"
     many = [f"rebuild.barber.alpha_{number}=0.1" for number in range(20)] + ["seed=1"]
     long = point("name", record(overrides=many))
     assert len(long) <= 128 and long.startswith("name rebuild") and long.endswith(" seed=1")

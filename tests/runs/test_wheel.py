@@ -52,9 +52,8 @@ def test_a_wheel_runs_from_another_folder_with_its_own_configs(installed: Path, 
 
 
 def test_every_config_of_the_repository_is_in_the_wheel(installed: Path) -> None:
-    ours = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
-    theirs = {
-        path.relative_to(installed / "barber" / "conf") for path in (installed / "barber" / "conf").rglob("*.yaml")
-    }
+    ours = {Path("conf") / path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    ours |= {path.relative_to(ROOT / "barber") for path in (ROOT / "barber").rglob("*.yaml")}
+    theirs = {path.relative_to(installed / "barber") for path in installed.rglob("*.yaml")}
     assert ours == theirs
     assert ours
