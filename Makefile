@@ -18,7 +18,7 @@ test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m faults tests/faults
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults tests/faults
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

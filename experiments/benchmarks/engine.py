@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a checkout that is not installed will do
 
-from barber import Barber, Unstructured, Wanda, prune
+from barber import Barber, Unstructured, Wanda
 from barber.model.blocks import Layer
 from barber.model.checkpoint import Checkpoint
 from barber.model.decoder import Decoder
@@ -38,6 +38,7 @@ from barber.model.weights import InMemory, Weights
 from barber.runtime.memory import keep_freed_memory
 from barber.runtime.precision import Precision
 from barber.runtime.products import fast_linears
+from barber.walk.pruning import Pruning
 from experiments.benchmarks.plain import plain_wanda_barber
 
 
@@ -120,22 +121,18 @@ def _measure(arguments: argparse.Namespace, device: torch.device, scratch: Path)
                 masks.update({linear.name: linear.final.mask_OI.cpu() for linear in block.linears})
 
         started = time.perf_counter()
-        report = prune(
-            model,
-            tokens_NL,
-            pattern=Unstructured(0.5),
-            pruner=Wanda(),
-            rebuild=Barber(alpha=arguments.alpha),
-            device=device,
-            batch_size=arguments.batch_size,
-            precision=precision,
-            schedule=arguments.schedule,
-            activations=arguments.activations,
-            scratch=scratch,
-            weights=weights,
-            checkpoint=checkpoint,
-            on_block=note,
+        pruning = Pruning(
+            Unstructured(0.5),
+            Wanda(),
+            [Barber(alpha=arguments.alpha)],
+            device,
+            arguments.batch_size,
+            precision,
+            arguments.schedule,
+            arguments.activations,
+            scratch,
         )
+        report = pruning.carry_out(model, tokens_NL, weights, checkpoint, on_block=note)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         result.seconds.append(time.perf_counter() - started)
@@ -361,8 +358,8 @@ class OneLayer:
 class Discarding(Checkpoint):
     """A checkpoint that forgets a layer when the next one is written."""
 
-    def write_layer(self, index: int, tensors: Any) -> None:
-        super().write_layer(index, tensors)
+    def write_layer(self, index: int, tensors: Any, dense: str) -> None:
+        super().write_layer(index, tensors, dense)
         self.wait()
         for kind in ("layer", "pruned"):
             (self.folder / f"{kind}-{index - 1:05d}.safetensors").unlink(missing_ok=True)

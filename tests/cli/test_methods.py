@@ -43,7 +43,7 @@ def runs() -> dict[tuple[str, str], list[records.Run]]:
 
 
 def perplexity(runs: list[records.Run]) -> str | None:
-    values = [run.perplexities(run.stage)["wikitext2"][0] for run in runs]
+    values = [run.perplexity(run.stage, "wikitext2").value for run in runs]
     if len(values) < 2:
         return f"{values[0]:.2f}" if values else None
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
