@@ -178,13 +178,17 @@ def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | 
     from transformers.utils.logging import disable_progress_bar
 
     from barber.config import experiment, refuse_merged
+    from barber.run.lifecycle import refusal_noted
     from barber.run.runner import run
 
     disable_progress_bar()  # the run has bars of its own
     refuse_merged(hydra_config.overrides.task, values)
     choices = choices_of(hydra_config.runtime.choices, values)
     on_device = {"device": device} if device and values["device"] in ("auto", "cuda") else {}
-    return run(experiment(values | on_device), values, list(hydra_config.overrides.task), folder, choices)
+    said = list(hydra_config.overrides.task)
+    with refusal_noted(values, said, choices, folder if _LEADS else None):
+        built = experiment(values | on_device)
+    return run(built, values, said, folder, choices)
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

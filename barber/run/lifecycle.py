@@ -1,9 +1,11 @@
 """A run's record from its start to its end, whatever the end is."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,3 +46,28 @@ def recorded(record: RunRecord, folder: Path, tracking: Tracking, leads: bool) -
         raise
     finally:
         tracking.finish(record)
+
+
+@contextmanager
+def refusal_noted(
+    config: Mapping[str, Any], overrides: list[str], choices: Mapping[str, str | None], folder: Path | None
+) -> Iterator[None]:
+    """Leave the record of a run whose config is refused inside this context, in `folder` if there is one."""
+    try:
+        yield
+    except BarberError as error:
+        if folder is not None:
+            record = RunRecord.begin(_finite(dict(config)), overrides, dict(choices))
+            record.error, record.traceback = str(error), traceback.format_exc()
+            with suppress(DiskError):
+                record.finish("failed", folder)
+        raise
+
+
+def _finite(node: Any) -> Any:
+    """A config as JSON can hold it: what is no number, as text."""
+    if isinstance(node, dict):
+        return {name: _finite(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_finite(value) for value in node]
+    return str(node) if isinstance(node, float) and not isfinite(node) else node
