@@ -182,11 +182,11 @@ def _run(values: dict[str, Any], hydra_config: Any, folder: Path, device: str | 
     from barber.run.runner import run
 
     disable_progress_bar()  # the run has bars of its own
-    refuse_merged(hydra_config.overrides.task, values)
     choices = choices_of(hydra_config.runtime.choices, values)
     on_device = {"device": device} if device and values["device"] in ("auto", "cuda") else {}
     said = list(hydra_config.overrides.task)
     with refusal_noted(values, said, choices, folder if _LEADS else None):
+        refuse_merged(said, values)
         built = experiment(values | on_device)
     return run(built, values, said, folder, choices)
 

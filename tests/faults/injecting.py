@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,17 @@ class Fault:
         at: number of the call, from 0; beyond the last one nothing happens.
         kind: of DISKS or SIGNALS.
         stays: whether every later call that needs room fails, too.
+        after: in place of a call, so many seconds.
     """
 
     at: int
     kind: str
     stays: bool = False
+    after: float | None = None
 
     def __str__(self) -> str:
+        if self.after is not None:
+            return f"{self.kind} after {self.after:.3f} s"
         return f"{self.kind} at {self.at}{' and on' if self.stays else ''}"
 
 
@@ -87,6 +92,11 @@ class _Faults:
 
 def inject(folders: list[Path], fault: Fault | None, log: Path) -> None:
     """Wrap the calls of this process that write below some folders; what they were goes to `log`, a line each."""
+    if fault is not None and fault.after is not None:
+        clock = threading.Timer(fault.after, os.kill, (os.getpid(), SIGNALS[fault.kind]))
+        clock.daemon = True
+        clock.start()
+        fault = None
     faults = _Faults(folders, fault, log)
 
     def wrap(module: Any, name: str, place: int) -> None:

@@ -1,5 +1,6 @@
-"""At whatever call that writes a process is killed, or the disk refuses: the same command comes to the same bits."""
+"""Whenever a process is killed, or the disk refuses a call that writes: the same command comes to the same bits."""
 
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,17 @@ def campaign(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_at_a_call_that_writes_costs_nothing_but_time(kind: str, campaign: Campaign) -> None:
     campaign(kind, lambda calls: spread(calls, ("kill", "term", "kill", "int"), EVERY[kind]), ended_as_told)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_at_any_moment_costs_nothing_but_time(kind: str, campaign: Campaign) -> None:
+    chance = random.Random(kind)
+
+    def faults_of(_: int) -> list[Fault]:
+        signals = ("kill", "term", "int") * 3
+        return [Fault(-1, signal, after=chance.uniform(0.1, 2.5)) for signal in signals]
+
+    campaign(kind, faults_of, ended_as_told)
 
 
 @pytest.mark.parametrize("kind", KINDS)

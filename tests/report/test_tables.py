@@ -169,7 +169,7 @@ def test_a_run_of_a_table_is_compared_like_a_folder(write: Write, tmp_path: Path
 def test_what_is_published_is_small_and_succeeded() -> None:
     files = [file for file in RESULTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 1_000_000
-    assert not [file for file in files if file.suffix == ".json"]
+    assert not [file for file in files if file.name == sources.FILE]
     found = sources.find([RESULTS])
     assert found and {run.record["status"] if run.record else run.error for run in found} == {"success"}
 
