@@ -1,10 +1,9 @@
-"""Hydra's and OmegaConf's errors about the command line, in one sentence each."""
+"""What Hydra, OmegaConf, the YAML reader and the system have against a command, in one sentence each."""
 
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from barber.errors import did_you_mean, in_one_line
+from barber.habits import FORM, QUOTES, choices
 
 _QUOTES = "\"'"
 # What the extra `sweeps` brings, and what is made of it here.
@@ -44,8 +44,7 @@ def sentence(error: Exception, arguments: Sequence[str]) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _choice_sentence(group, choice, error.options)
     if isinstance(error, OverrideParseException):
-        form = "an override is KEY=VALUE or GROUP=CHOICE, without blanks around ="
-        return f"cannot read {error.override!r}: {form}; a value with special characters needs quotes: \"KEY='VALUE'\""
+        return f"cannot read {error.override!r}: {FORM}; {QUOTES}"
     if isinstance(cause, OmegaConfBaseException):
         return _key_sentence(cause)
     if isinstance(error, OmegaConfBaseException):
@@ -53,7 +52,7 @@ def sentence(error: Exception, arguments: Sequence[str]) -> str:
     text = " ".join(str(error).split())
     if one_of_a_list := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
         group, choice = one_of_a_list.groups()
-        return _choice_sentence(group, choice, _choices(group))
+        return _choice_sentence(group, choice, choices(group))
     if unknown_group := re.search(r"Could not override '([^'@]+)", text):
         return f"{unknown_group[1]}: no such key or group; `barber --help` lists them"
     if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'(?= 1\.)", text):
@@ -66,7 +65,7 @@ def _nameless_choice(arguments: Sequence[str]) -> str | None:
     """The sentence about GROUP=null or GROUP=3, of which Hydra says only that it is no text."""
     for argument in arguments:
         group, _, choice = argument.lstrip("+~").partition("=")
-        if (known := _choices(group)) and choice not in known and not choice.startswith("["):
+        if (known := choices(group)) and choice not in known and not choice.startswith("["):
             return _choice_sentence(group, choice, known)
     return None
 
@@ -84,13 +83,6 @@ def _choice_sentence(group: str, choice: str, known: Sequence[str]) -> str:
     )
     meant = f", did you mean {group}={near[0]}?" if near else ";"
     return f"{group}={choice}: no such choice{meant} {group} can be {', '.join(shown)}{others}"
-
-
-def _choices(group: str) -> list[str]:
-    folder = files("barber.conf").joinpath(group)
-    if not group or not folder.is_dir():
-        return []
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def _key_sentence(error: OmegaConfBaseException) -> str:

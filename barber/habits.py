@@ -8,6 +8,8 @@ from pathlib import Path
 
 from barber.errors import UserError
 
+FORM = "an override is KEY=VALUE or GROUP=CHOICE, without blanks around ="
+QUOTES = "a value with special characters needs quotes: \"KEY='VALUE'\""
 _ALONE = {"--help", "-h", "--hydra-help", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"}
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 _WITH_VALUE |= {"--info", "-i"}
@@ -119,16 +121,19 @@ def _instead_of_flag(word: str, rest: Sequence[str]) -> str:
 
 
 def _instead_of_word(word: str) -> str:
-    form = "an override is KEY=VALUE or GROUP=CHOICE, without blanks around ="
     if word.lower() in _WORDS:
-        return f"{form}; say {_WORDS[word.lower()]}"
+        return f"{FORM}; say {_WORDS[word.lower()]}"
     if Path(word).is_dir():
-        return f"{form}; a model's folder is {_model_at(word)}"
-    groups = [group for group in ("method", "pruner", "rebuild", "update", "model", "experiment") if _has(group, word)]
-    if groups:
-        return f"{form}, did you mean {groups[0]}={word.lower()}?"
-    return f"{form}; a value with special characters needs quotes: \"KEY='VALUE'\""
+        return f"{FORM}; a model's folder is {_model_at(word)}"
+    for group in ("method", "pruner", "rebuild", "update", "model", "experiment"):
+        if word.lower() in choices(group):
+            return f"{FORM}, did you mean {group}={word.lower()}?"
+    return f"{FORM}; {QUOTES}"
 
 
-def _has(group: str, choice: str) -> bool:
-    return files("barber.conf").joinpath(group, f"{choice.lower()}.yaml").is_file()
+def choices(group: str) -> list[str]:
+    """The choices of a config group; none of what is no group."""
+    folder = files("barber.conf").joinpath(group)
+    if not group or not folder.is_dir():
+        return []
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))

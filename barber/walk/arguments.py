@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
+from importlib.resources import files
 from math import ceil
 from numbers import Integral, Real
 from os import PathLike
@@ -14,37 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from barber.errors import UserError, did_you_mean
 from barber.methods.patterns import NM, Exactly, Pattern, Unstructured
-from barber.methods.pruners import GBLM, RIA, Magnitude, Pruner, Random, SparseGPT, Wanda, WandaPlus
-from barber.methods.rebuild import Barber, DSnoT, Rebuild, Swaps
-from barber.methods.updates import ADMM, ALPS, LeastSquares, Reconstruct, SparseGPTUpdate
+from barber.methods.pruners import Pruner
+from barber.methods.rebuild import Rebuild
 from barber.model.families import family_of
 from barber.runtime.tensors import Tensor
-from barber.walk.allocation import OWL, Allocation, ErrorCurves, EvoPress
+from barber.walk.allocation import Allocation
 from barber.walk.checks import check_weights, made_by
 
 T = TypeVar("T")
-
-# By their names on the command line, whose defaults are those of the classes.
-PRUNERS: dict[str, type[Pruner]] = {
-    "gblm": GBLM,
-    "magnitude": Magnitude,
-    "random": Random,
-    "ria": RIA,
-    "sparsegpt": SparseGPT,
-    "wanda": Wanda,
-    "wanda_plus": WandaPlus,
-}
-STEPS: dict[str, type[Rebuild]] = {
-    "barber": Barber,
-    "dsnot": DSnoT,
-    "swaps": Swaps,
-    "admm": ADMM,
-    "alps": ALPS,
-    "least_squares": LeastSquares,
-    "reconstruct": Reconstruct,
-    "sparsegpt": SparseGPTUpdate,
-}
-ALLOCATIONS: dict[str, type[Allocation]] = {"error": ErrorCurves, "evopress": EvoPress, "owl": OWL}
 
 _PATTERN = "0.5, '2:4', Unstructured(0.5) or NM(2, 4)"
 # Of texts: samples as the pruning papers have them.
@@ -129,14 +108,33 @@ def patterns_from(given: object) -> Pattern | dict[str, Pattern]:
     return pattern_from(given)
 
 
+@cache
+def named(*groups: str) -> dict[str, str]:
+    """The public classes that the command line's choices of groups are, by the names that these have there.
+
+    Raises:
+        UserError: these are not at hand, as in a checkout that is not installed.
+    """
+    try:
+        conf = files("barber.conf")
+    except ModuleNotFoundError as error:
+        raise UserError("names stand for methods where Barber is installed; give the method itself, Wanda()") from error
+    inside = [file for group in groups for file in conf.joinpath(group).iterdir()]
+    choices = [file for file in inside if file.name.endswith(".yaml")]
+    targets = {file.name: re.search(r"^_target_: barber\.(\w+)$", file.read_text(), re.MULTILINE) for file in choices}
+    return {name.removesuffix(".yaml"): target[1] for name, target in sorted(targets.items()) if target}
+
+
 def pruner_from(given: object) -> Pruner:
     """A pruner, or its name on the command line."""
-    return _method(given, "pruner", PRUNERS, "prune", "Wanda() or 'wanda'")
+    found: Pruner = _method(given, "pruner", ("pruner",), "prune", "Wanda() or 'wanda'")
+    return found
 
 
 def allocation_from(given: object) -> Allocation:
     """An allocation, or its name on the command line."""
-    return _method(given, "allocation", ALLOCATIONS, "allocate", "OWL() or 'owl'")
+    found: Allocation = _method(given, "allocation", ("allocation",), "allocate", "OWL() or 'owl'")
+    return found
 
 
 def steps_from(given: object) -> dict[str, Rebuild]:
@@ -146,7 +144,10 @@ def steps_from(given: object) -> dict[str, Rebuild]:
     several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     keys = ["rebuild"] if len(several) == 1 else [f"rebuild[{number}]" for number in range(len(several))]
     example = "Barber() or 'barber', a list of such steps, or None"
-    return {key: _method(one, key, STEPS, "rebuild", example) for key, one in zip(keys, several, strict=True)}
+    return {
+        key: _method(one, key, ("rebuild", "update"), "rebuild", example)
+        for key, one in zip(keys, several, strict=True)
+    }
 
 
 def require_count(given: object, key: str, least: int = 1) -> None:
@@ -179,18 +180,18 @@ def described(given: object) -> str:
     return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
-def _method(given: Any, key: str, known: Mapping[str, type[T]], does: str, example: str) -> T:
+def _method(given: Any, key: str, groups: tuple[str, ...], does: str, example: str) -> Any:
     """A method: itself, as who has a function of that name is, or of its name on the command line with its defaults."""
     if isinstance(given, str):
+        known = named(*groups)
         if (name := given.strip().lower()) in known:
-            return known[name]()
+            return getattr(import_module("barber"), known[name])()
         raise UserError(f"{key}={given!r}: no such name{did_you_mean(name, list(known))}")
     if isinstance(given, type):
         raise UserError(f"{key} must be a method that is set up, not {described(given)}; write {given.__name__}()")
     if not callable(getattr(given, does, None)) or isinstance(given, nn.Module | Tensor):
         raise UserError(f"{key} must be a method such as {example}, not {described(given)}")
-    found: T = given
-    return found
+    return given
 
 
 def _ranged(make: Callable[[], T], key: str) -> T:

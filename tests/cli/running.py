@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file, save_file
 
 from barber import cli
-from barber.run import notes
+from barber.run import notes, runner
+from barber.run.experiment import Experiment
 from barber.walk.report import BlockReport
 from tests import tiny
 
@@ -61,6 +63,20 @@ def barber(*arguments: str) -> Result:
         finally:
             GlobalHydra.instance().clear()
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def built(*overrides: str) -> Experiment:
+    """The experiment that a command line stands for; nothing is carried out."""
+    found: list[Experiment] = []
+
+    def run(experiment: Experiment, *_: Any) -> None:
+        found.append(experiment)
+        raise SystemExit
+
+    with mock.patch.object(runner, "run", run), tempfile.TemporaryDirectory() as folder:
+        result = barber(*overrides, f"hydra.run.dir={folder}")
+    assert found, result.err
+    return found[0]
 
 
 def complaint(result: Result) -> str:

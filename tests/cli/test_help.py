@@ -15,9 +15,8 @@ import barber as package
 from barber.methods.patterns import Unstructured
 from barber.methods.pruners import Magnitude, SparseGPT, Wanda
 from barber.model.gguf import Packaged
-from barber.run import runner
 from barber.run.experiment import Experiment
-from tests.cli.running import barber
+from tests.cli.running import barber, built
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(
@@ -38,25 +37,6 @@ GIVEN = {
     ("evals/text", "hub"): ["evals.texts.hub.dataset=ORGANISATION/NAME"],
     ("calibration", "hub"): ["calibration.dataset=ORGANISATION/NAME"],
 }
-
-
-@pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A function that gives the experiment that a command line stands for, and carries nothing out."""
-
-    def build(*overrides: str) -> Experiment:
-        found: list[Experiment] = []
-
-        def run(experiment: Experiment, *_: Any) -> None:
-            found.append(experiment)
-            raise SystemExit
-
-        monkeypatch.setattr(runner, "run", run)
-        result = barber(*overrides, f"hydra.run.dir={tmp_path}")
-        assert found, result.err
-        return found[0]
-
-    return build
 
 
 def test_help_names_every_choice_of_every_group_and_does_not_wait_for_torch() -> None:
@@ -88,7 +68,7 @@ COMPONENTS = [pair for pair in CHOICES if pair[0] not in ("experiment", "method"
 
 
 @pytest.mark.parametrize(("group", "choice"), COMPONENTS)
-def test_every_choice_composes_and_builds_what_it_names(group: str, choice: str, built: Any) -> None:
+def test_every_choice_composes_and_builds_what_it_names(group: str, choice: str) -> None:
     experiment = built(f"{group}={choice}", *GIVEN.get((group, choice), []))
     component = component_of(experiment, group, choice)
     node = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8"))
@@ -145,7 +125,10 @@ def test_models_of_the_hub_are_named_in_full_and_run_no_code_of_their_own() -> N
     ],
 )
 def test_an_experiment_has_the_settings_of_the_papers_scripts(
-    choice: str, pruner: Any, granularity: str, alpha: float, built: Any
+    choice: str,
+    pruner: Any,
+    granularity: str,
+    alpha: float,
 ) -> None:
     assert ("experiment", choice) in CHOICES
     experiment = built(f"experiment={choice}")
@@ -154,13 +137,13 @@ def test_an_experiment_has_the_settings_of_the_papers_scripts(
     assert (experiment.rebuild["barber"].granularity, experiment.rebuild["barber"].alpha) == (granularity, alpha)
 
 
-def test_the_command_line_has_the_last_word_over_an_experiment(built: Any) -> None:
+def test_the_command_line_has_the_last_word_over_an_experiment() -> None:
     experiment = built("experiment=paper_wanda", "rebuild.barber.alpha=0.2", "pruner=magnitude")
     assert (experiment.rebuild["barber"].alpha, experiment.pruner) == (0.2, Magnitude())
     assert built("experiment=paper_wanda", "rebuild=none").rebuild is None
 
 
-def test_without_arguments_the_packaged_model_is_pruned_and_measured(built: Any) -> None:
+def test_without_arguments_the_packaged_model_is_pruned_and_measured() -> None:
     experiment = built()
     assert isinstance(experiment.model, Packaged)
     assert experiment.name == "smollm2-135m_unstructured_magnitude_barber"

@@ -15,7 +15,7 @@ from barber.methods.patterns import Exactly
 from barber.model.decoder import Decoder
 from barber.walk import arguments
 from tests import tiny
-from tests.cli.test_help import built  # noqa: F401 (a fixture)
+from tests.cli.running import built
 
 IDS = {"input_ids": tiny.tokens()}
 NAMES = [linear.name for linear in Decoder(tiny.model()).linears]
@@ -132,19 +132,19 @@ def test_short_forms_are_the_long_ones() -> None:
     assert allocate(pattern=0.5) == allocate(pattern=Unstructured(0.5), allocation=barber.OWL())
 
 
-def test_names_stand_for_what_they_do_on_the_command_line(built: Any) -> None:  # noqa: F811
+def test_names_stand_for_what_they_do_on_the_command_line() -> None:
     def described(method: Any) -> tuple[type, str]:
         return type(method), json.dumps(asdict(method))  # where lists and tuples are one
 
-    for name in arguments.PRUNERS:
+    for name in arguments.named("pruner"):
         assert described(built(f"pruner={name}").pruner) == described(arguments.pruner_from(name))
-    for name in arguments.ALLOCATIONS:
+    for name in arguments.named("allocation"):
         chosen = built(f"allocation={name}", "pruner=wanda").allocation
         assert described(chosen) == described(arguments.allocation_from(name))
-    for name in arguments.STEPS:
-        group = "rebuild" if name in ("barber", "dsnot", "swaps") else "update"
-        (chosen,) = getattr(built(f"{group}={name}"), group).values()
-        assert described(chosen) == described(arguments.steps_from(name)["rebuild"])
+    for group in ("rebuild", "update"):
+        for name in arguments.named(group):
+            (chosen,) = getattr(built(f"{group}={name}"), group).values()
+            assert described(chosen) == described(arguments.steps_from(name)["rebuild"])
 
 
 def test_texts_become_samples_with_a_tokenizer() -> None:
